@@ -1,0 +1,23 @@
+"""Fixtures that several folders of tests share."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if torch.cuda.is_available():
+        return
+    skip = pytest.mark.skip(reason="needs a CUDA device; torch.cuda.is_available() is false here")
+    for item in items:
+        if "gpu" in item.keywords:
+            item.add_marker(skip)
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model folder of random weights, a few hundred kilobytes, written by diffusers."""
+    from tests import reference
+
+    return reference.save(reference.pipeline(), tmp_path_factory.mktemp("models") / "tiny")

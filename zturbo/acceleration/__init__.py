@@ -1,0 +1,1 @@
+"""Speed, applied to the models from outside."""

@@ -1,0 +1,275 @@
+"""The engine owns the device: it loads a model by a plan, and draws.
+
+    engine = Engine.load("nano")
+    for progress in engine.draw(params):
+        print(progress.stage, progress.step)
+    progress.pictures[0].pixels
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, TypeVar
+
+import numpy as np
+import torch
+from torch import nn
+
+from zturbo.acceleration.fp16 import fit_half_precision
+from zturbo.acceleration.levels import accelerate
+from zturbo.acceleration.quantize import quantize_layers
+from zturbo.engine.catalog import NANO, Z_IMAGE_TURBO, local_path, resolve
+from zturbo.engine.machine import Machine, detect
+from zturbo.engine.offload import stream_layers
+from zturbo.engine.pipeline import Pipeline
+from zturbo.engine.plan import DTYPES, GIB, TILE_PIXELS, ModelSize, Plan, Wish, choose_plan
+from zturbo.engine.tokenizer import PromptTokenizer
+from zturbo.errors import Cancelled, WeightsNotFound
+from zturbo.models.text_encoder import Qwen3
+from zturbo.models.transformer import ZImageTransformer
+from zturbo.models.vae import AutoencoderKL
+from zturbo.params import GenerationParams
+from zturbo.weights.checkpoint import Checkpoint, open_checkpoint
+from zturbo.weights.lora import Lora
+
+Stage = Literal["encode", "denoise", "decode", "done"]
+Network = TypeVar("Network", bound=nn.Module)
+Config = TypeVar("Config")
+Pixels = np.ndarray[tuple[int, int, int], np.dtype[np.uint8]]
+
+
+@dataclass(frozen=True, slots=True)
+class LoadOptions:
+    """How a model is loaded; "auto" leaves the choice to the plan.
+
+    loras: opened adapters, merged in this order.
+    text_encoder, vae: files or folders that replace the model's own, or complete a single file.
+    """
+
+    device: str = "auto"
+    dtype: str = "auto"
+    quantization: Wish = "auto"
+    acceleration: str = "regular"
+    loras: tuple[Lora, ...] = ()
+    text_encoder: Path | None = None
+    vae: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """Which model answers; `version` is its name and the digest of its files."""
+
+    name: str
+    version: str
+    path: Path
+    is_nano: bool
+    description: str
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """One drawn picture: (H, W, 3) uint8, and the seed that draws it again alone."""
+
+    pixels: Pixels
+    seed: int
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """What `Engine.draw` is doing. `image` counts from 0, `step` from 0 (nothing done yet) to `steps`.
+
+    pictures, timings: only with the stage "done"; seconds by stage, and "total".
+    """
+
+    stage: Stage
+    image: int
+    images: int
+    step: int
+    steps: int
+    pictures: tuple[Picture, ...] = ()
+    timings: dict[str, float] = field(default_factory=dict)
+
+
+class Engine:
+    """One loaded model on one device."""
+
+    features: frozenset[str] = frozenset()
+    """What this engine can do beside drawing: "prompt_expansion", "safety_checker"."""
+
+    def __init__(self, pipeline: Pipeline, model: ModelInfo, machine: Machine, plan: Plan, acceleration: str) -> None:
+        self.pipeline, self.model, self.machine, self.plan = pipeline, model, machine, plan
+        self.acceleration = acceleration
+
+    @classmethod
+    def load(
+        cls,
+        model: str,
+        options: LoadOptions = LoadOptions(),  # noqa: B008  (frozen)
+        report: Callable[[str], None] = lambda _line: None,
+    ) -> "Engine":
+        """Read a model's files into the memory the plan assigns.
+
+        Args:
+            model: a known name, a diffusers folder, a safetensors or a GGUF file.
+            options: device, dtype, quantization, adapters, replacements.
+            report: receives one line at the start of each part.
+
+        Raises:
+            WeightsError, WeightsNotFound, ConfigError: the files are missing, damaged or of another model.
+            DeviceError, DoesNotFit: this machine cannot run it as asked.
+        """
+        name, path, known = resolve(model)
+        checkpoint = complete(open_checkpoint(path, text_encoder=options.text_encoder, vae=options.vae))
+        machine = detect(options.device)
+        plan = choose_plan(machine, model_size(checkpoint), options.dtype, options.quantization)
+        pipeline = build_pipeline(checkpoint, plan, options.loras, report)
+        description = known.description if known else checkpoint.kind
+        info = ModelInfo(name, f"{name}@{checkpoint.version}", path, known is NANO, description)
+        return cls(pipeline, info, machine, plan, accelerate(pipeline, options.acceleration))
+
+    def draw(self, params: GenerationParams, cancelled: Callable[[], bool] = lambda: False) -> Iterator[Progress]:
+        """Draw the pictures of one request, one after another; image i uses the seed + i.
+
+        Args:
+            params: validated.
+            cancelled: asked after each step.
+
+        Yields:
+            progress after every stage and step; the last one has the stage "done" and the pictures.
+
+        Raises:
+            Cancelled: `cancelled` said so; at most one step was finished in between.
+        """
+        clock = _Clock()
+        images, steps = params.num_images, params.steps
+        yield Progress("encode", 0, images, 0, steps)
+        caption = self.pipeline.caption(params.prompt)
+        clock.stop("encode")
+        pictures = []
+        for image in range(images):
+            seed = params.seed + image
+            yield Progress("denoise", image, images, 0, steps)
+            for step in self.pipeline.denoise(caption, params.width, params.height, steps, seed):
+                _stop_if(cancelled)
+                yield Progress("denoise", image, images, step.index, steps)
+            clock.stop("denoise")
+            yield Progress("decode", image, images, steps, steps)
+            pictures.append(Picture(self.pipeline.decode(step.latents), seed))
+            _stop_if(cancelled)
+            clock.stop("decode")
+        yield Progress("done", images - 1, images, steps, steps, tuple(pictures), clock.timings())
+
+    def block(self) -> str:
+        """The start-up block: what runs, how, and why, a line each."""
+        plan, machine = self.plan, self.machine
+        encoder = "streamed from the host" if plan.stream_text_encoder else "on the device"
+        rows = {
+            "model": f"{self.model.version}  ({self.model.description})",
+            "device": f"{plan.device}: {machine.name}, {machine.device_free / GIB:.1f} GiB free",
+            "dtype": f"{plan.dtype}  ({plan.dtype_reason})",
+            "weights": f"{plan.quantization or 'not quantized'}  ({plan.quantization_reason})",
+            "text encoder": f"{plan.text_encoder_dtype}, {encoder}",
+            "vae": f"{plan.vae_dtype}, {'in tiles' if plan.tile else 'whole pictures'}",
+            "attention": plan.attention,
+            "acceleration": self.acceleration,
+            "memory": f"at most {plan.device_bytes / GIB:.1f} GiB",
+        }
+        return "\n".join(f"{name:>12}  {value}" for name, value in rows.items())
+
+
+def complete(checkpoint: Checkpoint) -> Checkpoint:
+    """A single file's missing parts, taken from Z-Image-Turbo's folder where that lies on this computer.
+
+    Raises:
+        WeightsNotFound: a part is missing and that folder is not there.
+    """
+    missing = [name for name in ("text_encoder", "vae", "tokenizer") if getattr(checkpoint, name) is None]
+    if not missing:
+        return checkpoint
+    folder = local_path(Z_IMAGE_TURBO)
+    if folder is None:
+        raise WeightsNotFound(
+            f"{checkpoint.path} has no {' and no '.join(missing)}",
+            "pass --text-encoder FOLDER (with its tokenizer) and --vae FILE, or `zturbo models pull z-image-turbo`",
+        )
+    whole = open_checkpoint(folder)
+    return Checkpoint(
+        path=checkpoint.path,
+        kind=checkpoint.kind,
+        transformer=checkpoint.transformer,
+        text_encoder=checkpoint.text_encoder or whole.text_encoder,
+        vae=checkpoint.vae or whole.vae,
+        scheduler=checkpoint.scheduler,
+        tokenizer=checkpoint.tokenizer or whole.tokenizer,
+    )
+
+
+def model_size(checkpoint: Checkpoint) -> ModelSize:
+    """Sizes of a complete checkpoint, from its configs."""
+    assert checkpoint.text_encoder is not None
+    assert checkpoint.vae is not None
+    return ModelSize.of(checkpoint.transformer.config, checkpoint.text_encoder.config, checkpoint.vae.config)
+
+
+def build_pipeline(
+    checkpoint: Checkpoint, plan: Plan, loras: tuple[Lora, ...] = (), report: Callable[[str], None] = lambda _line: None
+) -> Pipeline:
+    """Load a complete checkpoint's networks as the plan says, tensor by tensor."""
+    assert checkpoint.text_encoder is not None
+    assert checkpoint.vae is not None
+    assert checkpoint.tokenizer is not None
+    device = torch.device(plan.device)
+    tokenizer = PromptTokenizer(checkpoint.tokenizer.parent)
+
+    report("loading the text encoder")
+    text_encoder = _empty(Qwen3, checkpoint.text_encoder.config)
+    home = torch.device("cpu") if plan.stream_text_encoder else device
+    checkpoint.text_encoder.load_into(text_encoder, dtype=DTYPES[plan.text_encoder_dtype], device=home)
+    if plan.stream_text_encoder:
+        stream_layers(text_encoder, device)
+
+    report("loading the transformer")
+    transformer = _empty(ZImageTransformer, checkpoint.transformer.config)
+    if plan.quantization is not None:
+        quantize_layers(transformer, plan.quantization, device)
+    if plan.dtype == "float16":
+        fit_half_precision(transformer)
+    checkpoint.transformer.load_into(transformer, dtype=plan.torch_dtype, device=device, loras=loras)
+
+    report("loading the vae")
+    vae = _empty(AutoencoderKL, checkpoint.vae.config)
+    checkpoint.vae.load_into(vae, dtype=DTYPES[plan.vae_dtype], device=device)
+    del vae.encoder  # drawing only decodes
+    vae.decoder.to(memory_format=torch.channels_last)
+
+    tile = TILE_PIXELS // vae.config.factor if plan.tile else None
+    return Pipeline(tokenizer, text_encoder, transformer, vae, checkpoint.scheduler, tile)
+
+
+def _empty(network: Callable[[Config], Network], config: Config) -> Network:
+    """A network whose parameters take no memory yet."""
+    with torch.device("meta"):
+        return network(config).eval().requires_grad_(False)
+
+
+def _stop_if(cancelled: Callable[[], bool]) -> None:
+    if cancelled():
+        raise Cancelled("the request was cancelled")
+
+
+class _Clock:
+    """Seconds by stage; a stage that comes again adds up."""
+
+    def __init__(self) -> None:
+        self._start = self._last = time.perf_counter()
+        self._seconds: dict[str, float] = {}
+
+    def stop(self, stage: str) -> None:
+        """Book the time since the last call to a stage."""
+        now = time.perf_counter()
+        self._seconds[stage] = self._seconds.get(stage, 0.0) + now - self._last
+        self._last = now
+
+    def timings(self) -> dict[str, float]:
+        return {**self._seconds, "total": self._last - self._start}

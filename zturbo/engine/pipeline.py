@@ -1,0 +1,131 @@
+"""From a prompt to pixels on one device, top to bottom.
+
+    caption = pipeline.caption("a cat")                       # text encoder and context refiner, cached
+    for step in pipeline.denoise(caption, 1024, 768, 8, 42):  # one forward each; stop whenever you like
+        ...
+    pixels = pipeline.decode(step.latents)                    # (768, 1024, 3) uint8
+
+Pictures are drawn one at a time: on most devices the result of a product depends on the batch it is computed in, and
+a seed must give the same bytes alone and next to others.
+"""
+
+from collections import OrderedDict
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from zturbo.engine.sampling import Step, denoise, noise, sigmas, timesteps
+from zturbo.engine.tiling import decode_tiled
+from zturbo.engine.tokenizer import MAX_TOKENS, PromptTokenizer
+from zturbo.models.configs import SchedulerConfig
+from zturbo.models.text_encoder import Qwen3
+from zturbo.models.transformer import Modulation, ZImageTransformer
+from zturbo.models.vae import AutoencoderKL, to_pixels
+
+CAPTIONS_KEPT = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """Noise levels of a number of steps, and what they mean to the transformer."""
+
+    levels: Tensor
+    modulation: Modulation
+
+
+class Pipeline:
+    """The four networks of a model folder, placed on a device.
+
+    Args:
+        tokenizer, text_encoder, transformer, vae: loaded, in eval mode.
+        scheduler: the folder's noise schedule.
+        tile: decode in tiles of this many latents a side where a picture is larger; None never tiles.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PromptTokenizer,
+        text_encoder: Qwen3,
+        transformer: ZImageTransformer,
+        vae: AutoencoderKL,
+        scheduler: SchedulerConfig,
+        tile: int | None = None,
+    ) -> None:
+        self.tokenizer, self.text_encoder, self.transformer, self.vae = tokenizer, text_encoder, transformer, vae
+        self.scheduler = scheduler
+        self.tile = tile
+        self.device = transformer.x_pad_token.device
+        self.dtype = transformer.x_pad_token.dtype
+        self.vae_dtype = vae.decoder.conv_in.weight.dtype
+        self._captions: OrderedDict[str, Tensor] = OrderedDict()
+        self._schedules: dict[int, Schedule] = {}
+
+    @property
+    def pixels_per_token(self) -> int:
+        """Side of one image token in pixels; sizes are multiples of it."""
+        return self.vae.config.factor * self.transformer.config.patch_size
+
+    @torch.inference_mode()
+    def caption(self, prompt: str) -> Tensor:
+        """The prompt as the transformer reads it, (1, Lp, dim); the last 64 prompts are kept."""
+        if prompt in self._captions:
+            self._captions.move_to_end(prompt)
+            return self._captions[prompt]
+        limit = min(MAX_TOKENS, self.transformer.config.max_caption_tokens)
+        ids = self.tokenizer.encode(prompt, limit).to(self.text_encoder.model.embed_tokens.weight.device)
+        prompt_embeds = self.text_encoder.encode(ids).to(self.device, self.dtype)
+        caption = self._captions[prompt] = self.transformer.embed_caption(prompt_embeds)
+        if len(self._captions) > CAPTIONS_KEPT:
+            self._captions.popitem(last=False)
+        return caption
+
+    @torch.inference_mode()
+    def schedule(self, steps: int) -> Schedule:
+        """Noise levels and modulation tables of a number of steps, computed once."""
+        if steps not in self._schedules:
+            levels = sigmas(steps, self.scheduler.shift)
+            times = timesteps(levels, self.scheduler.num_train_timesteps).to(self.device)
+            self._schedules[steps] = Schedule(levels.to(self.device), self.transformer.modulation(times))
+        return self._schedules[steps]
+
+    def denoise(self, caption: Tensor, width: int, height: int, steps: int, seed: int) -> Iterator[Step]:
+        """One picture, step by step.
+
+        Args:
+            caption: of `caption`.
+            width, height: pixels, multiples of `pixels_per_token`.
+            steps: forwards of the network, from 1.
+            seed: decides the noise (`sampling.noise`).
+
+        Raises:
+            ValueError: width or height is not a multiple of `pixels_per_token`.
+        """
+        if width % self.pixels_per_token or height % self.pixels_per_token:
+            raise ValueError(f"sizes are multiples of {self.pixels_per_token}, received {width}x{height}")
+        factor, channels = self.vae.config.factor, self.transformer.config.in_channels
+        first = noise(seed, channels, height // factor, width // factor).to(self.device)
+        schedule = self.schedule(steps)
+
+        def predict(latents: Tensor, index: int) -> Tensor:
+            return self.transformer(latents.to(self.dtype), caption, schedule.modulation[index])  # type: ignore[no-any-return]
+
+        walk = denoise(predict, first, schedule.levels)
+        while (step := _advance(walk)) is not None:
+            yield step
+
+    @torch.inference_mode()
+    def decode(self, latents: Tensor) -> np.ndarray[tuple[int, int, int], np.dtype[np.uint8]]:
+        """Pixels (H, W, 3) uint8 of latents (1, C, h, w) fp32."""
+        z = self.vae.to_vae_scale(latents.to(self.vae_dtype)).contiguous(memory_format=torch.channels_last)
+        images = self.vae.decode(z) if self.tile is None else decode_tiled(self.vae, z, self.tile)
+        pixels: np.ndarray[tuple[int, int, int], np.dtype[np.uint8]] = to_pixels(images)[0].cpu().numpy()
+        return pixels
+
+
+@torch.inference_mode()
+def _advance(walk: Iterator[Step]) -> Step | None:
+    """The next step; inference mode must not stay on in the caller's code between two steps."""
+    return next(walk, None)
