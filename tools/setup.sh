@@ -1,0 +1,36 @@
+#!/bin/sh
+# Build the environment from the lock files: setup.sh PYTHON FOLDER
+# Every package is pinned, and checked by hash. PyTorch goes first and by itself, because pip in hash mode prefers
+# files whose index states a hash: so it would pass over a CPU build that the machine offers in a folder. The CUDA
+# libraries are added only where the installed PyTorch is a CUDA build, which says so in its own requirements.
+set -eu
+python=$1
+folder=$2
+
+"$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || {
+    echo "Python 3.11 or newer is needed; $python is $("$python" --version). Try: make PYTHON=python3.12 ..." >&2
+    exit 1
+}
+"$python" -m venv "$folder"
+pip="$folder/bin/python -m pip --disable-pip-version-check --quiet"
+wheels=$(mktemp -d)
+trap 'rm -rf "$wheels"' EXIT
+
+echo "installing PyTorch into $folder"
+awk '/^torch==/ { print; hashes = 1; next } /^[a-zA-Z]/ { hashes = 0 } hashes' requirements.lock > "$wheels/torch.lock"
+if ! "$folder/bin/python" -c 'import importlib.metadata as m, sys; sys.exit(m.version("torch").split("+")[0] != sys.argv[1])' \
+    "$(sed -n 's/^torch==\([0-9.]*\).*/\1/p' "$wheels/torch.lock")" 2> /dev/null; then
+    $pip download --no-deps --dest "$wheels" "$(sed -n 's/^\(torch==[0-9.]*\).*/\1/p' "$wheels/torch.lock")"
+    $pip install --no-index --find-links "$wheels" --require-hashes --no-deps -r "$wheels/torch.lock"
+fi
+echo "installing the other packages"
+$pip install --require-hashes --no-deps -r requirements.lock
+if "$folder/bin/python" -c '
+import sys
+from importlib.metadata import requires
+sys.exit(not any(line.startswith(("nvidia", "cuda", "triton")) for line in requires("torch") or ()))'; then
+    echo "installing the CUDA libraries"
+    $pip install --require-hashes --no-deps -r requirements-cuda.lock
+fi
+$pip install --no-deps --no-build-isolation --editable .
+$pip check
