@@ -31,13 +31,20 @@ def spread(module: torch.nn.Module, seed: int) -> None:
                 parameter.copy_(0.3 * values)
 
 
-def transformer(seed: int = 0, **changes: Any) -> ZImageTransformer2DModel:
+def transformer(seed: int = 0, fresh: bool = False, **changes: Any) -> ZImageTransformer2DModel:
+    """A small S3-DiT; `fresh` keeps the library's own initial weights, with pad tokens that are not zero."""
     config = {
         "dim": 128, "n_heads": 2, "n_kv_heads": 2, "n_layers": 3, "n_refiner_layers": 2, "in_channels": 16,
         "cap_feat_dim": 48, "axes_dims": [16, 24, 24], "axes_lens": [1536, 512, 512],
     }  # fmt: skip
+    torch.manual_seed(seed)
     model = ZImageTransformer2DModel(**(config | changes)).eval()
-    spread(model, seed)
+    if not fresh:
+        spread(model, seed)
+        return model
+    with torch.no_grad():
+        model.x_pad_token.normal_()
+        model.cap_pad_token.normal_()
     return model
 
 
