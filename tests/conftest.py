@@ -5,6 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 
+# Tiny tensors gain nothing from threads, and threads that wait for each other crawl on a busy machine.
+torch.set_num_threads(1)
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if torch.cuda.is_available():

@@ -82,6 +82,10 @@ class Pipeline:
             self._captions.popitem(last=False)
         return caption
 
+    def forget_captions(self) -> None:
+        """Drop the kept captions, as after a change of the text encoder."""
+        self._captions.clear()
+
     @torch.inference_mode()
     def schedule(self, steps: int) -> Schedule:
         """Noise levels and modulation tables of a number of steps, computed once."""

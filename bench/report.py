@@ -1,0 +1,62 @@
+"""What a number needs beside it: device, versions, commit; and the files that keep both."""
+
+import json
+import platform
+import subprocess
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from zturbo import __version__
+from zturbo.engine.machine import Machine
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def conditions(machine: Machine) -> dict[str, Any]:
+    """Device, versions, threads and commit of a run."""
+    return {
+        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
+        "device": machine.device,
+        "device_name": machine.name,
+        "cores": machine.cores,
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "zturbo": __version__,
+        "commit": commit(),
+    }
+
+
+def commit() -> str:
+    """Short hash of the checked-out commit, with a plus where the tree differs from it."""
+    try:
+        git = ["git", "-C", str(RESULTS.parent)]
+        head = subprocess.run([*git, "rev-parse", "--short=10", "HEAD"], capture_output=True, text=True, check=True).stdout
+        changed = subprocess.run([*git, "status", "--porcelain", "--untracked-files=no"], capture_output=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return head.strip() + ("+" if changed.stdout else "")
+
+
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """Rows of equal keys as a Markdown table."""
+    heads = list(rows[0])
+    cells = [[f"{row[head]:.3g}" if isinstance(row[head], float) else str(row[head]) for head in heads] for row in rows]
+    widths = [max(len(line[i]) for line in [heads, *cells]) for i in range(len(heads))]
+    lines = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |" for line in cells]
+    head = "| " + " | ".join(name.ljust(width) for name, width in zip(heads, widths, strict=True)) + " |"
+    return "\n".join([head, "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines])
+
+
+def publish(name: str, machine: Machine, rows: Sequence[dict[str, Any]], note: str) -> Path:
+    """Print the table and the JSON line, and write results/NAME.json."""
+    result = {"name": name, "note": note, "conditions": conditions(machine), "rows": list(rows)}
+    print(f"\n{table(rows)}\n\n{note}\n{json.dumps(result)}")
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{name}.json"
+    path.write_text(json.dumps(result, indent=1) + "\n")
+    return path
