@@ -1,0 +1,252 @@
+"""Downloads against a hub of this machine: the client is real, only the server is made here."""
+
+import hashlib
+import json
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from zturbo.errors import DownloadError, WeightsNotFound
+from zturbo.weights import hub, transfer
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+WEIGHTS = bytes(range(256)) * 40
+
+
+@dataclass
+class Hub:
+    """What the server has, and what it was asked for."""
+
+    files: dict[str, bytes] = field(default_factory=dict)
+    announced: dict[str, str] = field(default_factory=dict)
+    """sha256 by file, where it is not the truth."""
+    asked: list[str] = field(default_factory=list)
+    begun_at: dict[str, list[int]] = field(default_factory=dict)
+    """First byte of every transfer of a file's content."""
+    breaks_at: int = 0
+    breaks: int = 0
+    """So many transfers of weights end after `breaks_at` bytes."""
+    status_of_weights: list[int] = field(default_factory=list)
+    """Answers to the next requests for weights; 0 closes the connection without one."""
+    knows_ranges: bool = True
+    status: int = 200
+    endpoint: str = ""
+
+
+def handler(server: Hub) -> type[BaseHTTPRequestHandler]:
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+        def do_HEAD(self) -> None:
+            self.answer(body=False)
+
+        def do_GET(self) -> None:
+            self.answer(body=True)
+
+        def answer(self, body: bool) -> None:
+            path = self.path.partition("?")[0]
+            server.asked.append(path)
+            name = path.partition("/resolve/")[2].partition("/")[2]
+            if server.status != 200:
+                error = {404: "RepoNotFound", 403: "GatedRepo"}.get(server.status, "")
+                self.reply(server.status, b"{}", body, {"X-Error-Code": error})
+            elif "/revision/" in path or path == "/api/models/some/model":
+                self.reply(200, json.dumps({"id": "some/model", "sha": COMMIT, "siblings": []}).encode(), body)
+            elif "/tree/" in path:
+                self.reply(200, json.dumps([self.listed(file) for file in server.files]).encode(), body)
+            elif name in server.files:
+                content = server.files[name]
+                if (
+                    body
+                    and name.endswith(".safetensors")
+                    and server.status_of_weights
+                    and not server.status_of_weights.pop(0)
+                ):
+                    self.close_connection = True
+                    return
+                begin = int(self.headers.get("Range", "bytes=0-")[6:].split("-")[0]) if server.knows_ranges else 0
+                if body:
+                    server.begun_at.setdefault(name, []).append(begin)
+                headers = {"ETag": f'"{server.announced.get(name, digest(content))}"', "X-Repo-Commit": COMMIT}
+                if server.knows_ranges and "Range" in self.headers:
+                    headers["Content-Range"] = f"bytes {begin}-{len(content) - 1}/{len(content)}"
+                self.reply(
+                    206 if server.knows_ranges and "Range" in self.headers else 200,
+                    content[begin:],
+                    body,
+                    headers,
+                    name,
+                )
+            else:
+                self.reply(404, b"{}", body, {"X-Error-Code": "EntryNotFound"})
+
+        def listed(self, file: str) -> dict[str, object]:
+            content = server.files[file]
+            entry: dict[str, object] = {"type": "file", "path": file, "size": len(content), "oid": "0" * 40}
+            if file.endswith((".safetensors", ".bin")):
+                sha = server.announced.get(file, digest(content))
+                entry["lfs"] = {"oid": sha, "size": len(content), "pointerSize": 100}
+            return entry
+
+        def reply(
+            self, status: int, content: bytes, body: bool, headers: dict[str, str] | None = None, name: str = ""
+        ) -> None:
+            self.send_response(status)
+            for key, value in ({"Content-Type": "application/json"} | (headers or {})).items():
+                self.send_header(key, value)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            if body and name.endswith(".safetensors") and server.breaks:
+                self.wfile.write(content[: server.breaks_at])
+                self.close_connection, server.breaks = True, server.breaks - 1
+            elif body:
+                self.wfile.write(content)
+
+    return Handler
+
+
+def digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    state = Hub(
+        files={
+            "model_index.json": b'{"_class_name": "ZImagePipeline"}',
+            "transformer/model.safetensors": WEIGHTS,
+            "tokenizer/merges.txt": b"a b",
+            "pytorch_model.bin": b"a pickle",
+            "run.py": b"code",
+        }
+    )
+    monkeypatch.setenv("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    http = ThreadingHTTPServer(("127.0.0.1", 0), handler(state))
+    state.endpoint = f"http://127.0.0.1:{http.server_address[1]}"
+    thread = threading.Thread(target=http.serve_forever, args=(0.01,), daemon=True)
+    thread.start()
+    yield state
+    http.shutdown()
+    http.server_close()
+    thread.join()
+
+
+def test_a_model_is_downloaded_checked_and_found_again(server: Hub, tmp_path: Path) -> None:
+    assert hub.find("some/model@v1", cache=tmp_path) is None
+    verified: list[str] = []
+    folder = hub.pull("some/model@v1", cache=tmp_path, endpoint=server.endpoint, on_verified=verified.append)
+    assert folder.name == COMMIT  # the branch was pinned to one commit
+    assert (folder / "transformer" / "model.safetensors").read_bytes() == WEIGHTS
+    files = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    assert files == {"model_index.json", "transformer/model.safetensors", "tokenizer/merges.txt"}
+    assert verified == ["transformer/model.safetensors"]
+    assert not any(path.endswith((".bin", ".py")) for path in server.asked)
+    server.asked.clear()
+    assert hub.find(f"some/model@{COMMIT}", cache=tmp_path) == folder
+    assert server.asked == []
+
+
+def test_bytes_that_differ_from_the_announced_hash_are_removed(server: Hub, tmp_path: Path) -> None:
+    server.announced["transformer/model.safetensors"] = "0" * 64
+    with pytest.raises(DownloadError, match=r"transformer/model\.safetensors has the sha256") as caught:
+        hub.pull("some/model", cache=tmp_path, endpoint=server.endpoint)
+    assert digest(WEIGHTS) in caught.value.message
+    assert not list(tmp_path.rglob("model.safetensors"))
+    server.announced.clear()
+    folder = hub.pull("some/model", cache=tmp_path, endpoint=server.endpoint)  # and the next attempt heals it
+    assert (folder / "transformer" / "model.safetensors").read_bytes() == WEIGHTS
+
+
+@pytest.fixture
+def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transfer, "PIECE_BYTES", 1000)
+    monkeypatch.setattr("zturbo.weights.transfer.time.sleep", lambda _: None)
+
+
+@pytest.mark.usefixtures("no_waiting")
+def test_a_broken_connection_is_continued_where_it_broke(server: Hub, tmp_path: Path) -> None:
+    server.breaks_at, server.breaks = 3000, 1
+    folder = hub.pull("some/model", cache=tmp_path, endpoint=server.endpoint)
+    assert (folder / "transformer" / "model.safetensors").read_bytes() == WEIGHTS
+    assert server.begun_at["transformer/model.safetensors"] == [0, 3000]
+
+
+@pytest.mark.usefixtures("no_waiting")
+def test_another_run_continues_where_the_first_gave_up(server: Hub, tmp_path: Path) -> None:
+    server.breaks_at, server.breaks = 1000, 1
+    server.status_of_weights = [200] + [0] * transfer.ATTEMPTS
+    with pytest.raises(DownloadError, match="cannot download some/model") as caught:
+        hub.pull("some/model", cache=tmp_path, endpoint=server.endpoint)
+    assert "HF_ENDPOINT" in caught.value.hint
+    assert hub.find(f"some/model@{COMMIT}", cache=tmp_path) is None  # nothing looks complete that is not
+    server.begun_at.clear()
+    folder = hub.pull("some/model", cache=tmp_path, endpoint=server.endpoint)
+    assert (folder / "transformer" / "model.safetensors").read_bytes() == WEIGHTS
+    assert server.begun_at["transformer/model.safetensors"] == [1000]
+    assert not list(tmp_path.rglob("*.zturbo-part"))
+
+
+@pytest.mark.usefixtures("no_waiting")
+def test_a_server_without_ranges_sends_the_whole_again(server: Hub, tmp_path: Path) -> None:
+    server.breaks_at, server.breaks, server.knows_ranges = 3000, 1, False
+    folder = hub.pull("some/model", cache=tmp_path, endpoint=server.endpoint)
+    assert (folder / "transformer" / "model.safetensors").read_bytes() == WEIGHTS
+    assert server.begun_at["transformer/model.safetensors"] == [0, 0]
+
+
+@pytest.mark.parametrize(("file", "sha"), [("../outside.safetensors", None), ("a.safetensors", "../../outside")])
+def test_names_that_lead_out_of_the_cache_are_refused(server: Hub, tmp_path: Path, file: str, sha: str | None) -> None:
+    server.files[file] = WEIGHTS
+    if sha:
+        server.announced[file] = sha
+    with pytest.raises(DownloadError, match="the hub lists"):
+        hub.pull("some/model", cache=tmp_path / "cache", endpoint=server.endpoint)
+    assert not list(tmp_path.rglob("*.safetensors"))
+    assert not list(tmp_path.rglob("outside*"))
+
+
+def test_only_what_is_missing_is_downloaded(server: Hub, tmp_path: Path) -> None:
+    folder = hub.pull("some/model", cache=tmp_path, endpoint=server.endpoint)
+    (folder / "model_index.json").resolve().unlink()
+    (folder / "model_index.json").unlink()
+    server.begun_at.clear()
+    assert hub.pull("some/model", cache=tmp_path, endpoint=server.endpoint) == folder
+    assert server.begun_at == {"model_index.json": [0]}
+
+
+@pytest.mark.parametrize(
+    ("status", "reason"), [(404, "the hub has no"), (403, "accepted its terms"), (500, "cannot download")]
+)
+def test_a_refusal_says_what_to_do(server: Hub, tmp_path: Path, status: int, reason: str) -> None:
+    server.status = status
+    with pytest.raises(DownloadError, match=reason) as caught:
+        hub.pull("some/model", cache=tmp_path, endpoint=server.endpoint)
+    assert "some/model" in caught.value.message
+    assert "hf " in caught.value.hint
+
+
+def test_offline_the_error_lists_the_ways_out(tmp_path: Path) -> None:
+    with pytest.raises(DownloadError, match="cannot download Tongyi-MAI/Z-Image-Turbo") as caught:
+        hub.pull("z-image-turbo", cache=tmp_path, endpoint="http://127.0.0.1:9")
+    for way in ("hf download", "--model FOLDER", "HF_ENDPOINT", "HF_HOME", hub.MODELS["z-image-turbo"].revision):
+        assert way in caught.value.hint
+
+
+def test_names() -> None:
+    model = hub.model_named("z-image-turbo")
+    assert (model.repository, len(model.revision)) == ("Tongyi-MAI/Z-Image-Turbo", 40)
+    assert hub.model_named("owner/name").revision == "main"
+    assert hub.model_named("owner/name@abc").revision == "abc"
+    for name in ("unknown", "", "a/b/c", "/b", "a/"):
+        with pytest.raises(WeightsNotFound, match="there is no model named"):
+            hub.model_named(name)
+    with pytest.raises(DownloadError, match="the hub has no bad name/x"):
+        hub.pull("bad name/x")
+    assert hub.find("-bad-/name--x") is None

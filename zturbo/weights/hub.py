@@ -1,0 +1,240 @@
+"""Models on the hub: downloaded into the hub's usual cache, checked against its sha256, found again offline.
+
+The hub's own client finds and keeps the files, so other programs share them; weights are brought by `transfer`,
+which continues where an earlier run was stopped.
+Each model is pinned to one commit, so a download never mixes two states of a repository.
+"""
+
+import hashlib
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+from zturbo.errors import DownloadError, WeightsNotFound
+from zturbo.weights.transfer import download
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
+
+ALLOWED_FILES = ("*.json", "*.safetensors", "*.gguf", "*.txt")
+"""Weights, configs and tokenizers; never a pickle, never code."""
+
+CHUNK_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class HubModel:
+    """A repository at one commit."""
+
+    name: str
+    repository: str
+    revision: str
+    description: str
+
+    @property
+    def page(self) -> str:
+        return f"https://huggingface.co/{self.repository}/tree/{self.revision}"
+
+
+MODELS = {
+    model.name: model
+    for model in (
+        HubModel(
+            "z-image-turbo",
+            "Tongyi-MAI/Z-Image-Turbo",
+            "f332072aa78be7aecdf3ee76d5c247082da564a6",
+            "Z-Image-Turbo, 6B, with its text encoder and VAE (32.8 GB)",
+        ),
+    )
+}
+"""The models that `zturbo models` knows by name."""
+
+
+def model_named(name: str) -> HubModel:
+    """A known model, or OWNER/NAME[@REVISION] of any other repository.
+
+    Raises:
+        WeightsNotFound: neither.
+    """
+    if name in MODELS:
+        return MODELS[name]
+    repository, _, revision = name.partition("@")
+    owner, slash, rest = repository.partition("/")
+    if owner and slash and rest and "/" not in rest:
+        return HubModel(name, repository, revision or "main", "")
+    known = ", ".join(MODELS)
+    raise WeightsNotFound(f"there is no model named {name!r}", f"known are {known}; or give OWNER/NAME of the hub")
+
+
+def find(name: str, *, cache: Path | None = None) -> Path | None:
+    """The folder of a model that is already in the cache, or None. Uses no network."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, IncompleteSnapshotError, LocalEntryNotFoundError
+
+    model = model_named(name)
+    try:
+        return Path(
+            snapshot_download(
+                model.repository,
+                revision=model.revision,
+                cache_dir=cache,
+                local_files_only=True,
+                allow_patterns=list(ALLOWED_FILES),
+            )
+        )
+    except (LocalEntryNotFoundError, IncompleteSnapshotError, HFValidationError):
+        return None
+
+
+def pull(
+    name: str,
+    *,
+    cache: Path | None = None,
+    endpoint: str | None = None,
+    on_verified: Callable[[str], None] | None = None,
+) -> Path:
+    """Download a model, or what is missing of it, and check every weights file against the hub's sha256.
+
+    Args:
+        cache: the hub cache's folder; the client's own (`HF_HOME`, `HF_HUB_CACHE`) by default.
+        endpoint: the hub's address; the client's own (`HF_ENDPOINT`) by default.
+        on_verified: called with each file's name once its bytes were checked.
+
+    Returns: the folder with the model.
+
+    Raises:
+        WeightsNotFound: the name is neither known nor OWNER/NAME.
+        DownloadError: the hub cannot be reached, refuses, or sent other bytes than it announced.
+    """
+    from huggingface_hub import HfApi, snapshot_download
+
+    model = model_named(name)
+    with _explained(model):
+        api = HfApi(endpoint=endpoint)
+        commit = api.model_info(model.repository, revision=model.revision).sha or model.revision
+        weights = _listed_weights(api, model.repository, commit)
+        for file in weights:
+            _download_weights(model.repository, commit, file, cache, endpoint)
+        folder = Path(
+            snapshot_download(
+                model.repository,
+                revision=commit,
+                cache_dir=cache,
+                endpoint=endpoint,
+                allow_patterns=list(ALLOWED_FILES),
+            )
+        )
+    for path in _verified(model, folder, weights):
+        if on_verified:
+            on_verified(path)
+    return folder
+
+
+@dataclass(frozen=True, slots=True)
+class _Weights:
+    """A large file as the hub announces it."""
+
+    path: str
+    sha256: str
+    size_bytes: int
+
+
+def _listed_weights(api: "HfApi", repository: str, commit: str) -> list[_Weights]:
+    """The allowed files that the hub stores by their sha256 (LFS), which are all large ones."""
+    from huggingface_hub.hf_api import RepoFile
+    from huggingface_hub.utils import filter_repo_objects  # type: ignore[attr-defined]
+
+    files = api.list_repo_tree(repository, recursive=True, revision=commit)
+    large = [file for file in files if isinstance(file, RepoFile) and file.lfs is not None]
+    allowed = filter_repo_objects(large, allow_patterns=list(ALLOWED_FILES), key=lambda file: file.path)
+    weights = [_Weights(file.path, file.lfs.sha256, file.lfs.size) for file in allowed if file.lfs]
+    for file in weights:
+        # Both become names of local files.
+        if (
+            not re.fullmatch(r"[0-9a-f]{64}", file.sha256)
+            or ".." in Path(file.path).parts
+            or Path(file.path).is_absolute()
+        ):
+            raise DownloadError(f"{repository}: the hub lists {file.path!r} with the sha256 {file.sha256!r}")
+    return weights
+
+
+def _download_weights(repository: str, commit: str, file: _Weights, cache: Path | None, endpoint: str | None) -> None:
+    """Put a file where the hub's client expects its content: blobs/<sha256> of the repository's cache."""
+    from huggingface_hub import constants, hf_hub_url
+    from huggingface_hub.file_download import repo_folder_name
+
+    root = Path(cache or constants.HF_HUB_CACHE) / repo_folder_name(repo_id=repository, repo_type="model")
+    url = hf_hub_url(repository, file.path, revision=commit, endpoint=endpoint)
+    download(url, root / "blobs" / file.sha256, file.size_bytes, file.path)
+
+
+def _verified(model: HubModel, folder: Path, weights: Sequence[_Weights]) -> Iterator[str]:
+    for file in weights:
+        path = folder / file.path
+        if (got := _sha256(path)) != file.sha256:
+            # The damaged blob goes, so that the next pull fetches it again.
+            path.resolve().unlink()
+            path.unlink(missing_ok=True)
+            told = f"has the sha256 {got}, the hub announces {file.sha256}"
+            raise DownloadError(
+                f"{model.repository}: {file.path} {told}; it was removed",
+                f"run the download of {model.name} again",
+            )
+        yield file.path
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(CHUNK_BYTES):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+@contextmanager
+def _explained(model: HubModel) -> Iterator[None]:
+    """Turn the client's errors into one that says what to do without a connection."""
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    # The HTTP library under the client differs between its versions; its base error is theirs too.
+    http_error = cast(type[Exception], HfHubHTTPError.__mro__[1])
+    try:
+        yield
+    except GatedRepoError as error:
+        raise DownloadError(
+            f"{model.repository} asks for an account that accepted its terms",
+            f"accept them at {model.page}, then run `hf auth login`",
+        ) from error
+    except (RepositoryNotFoundError, RevisionNotFoundError, HFValidationError) as error:
+        raise DownloadError(
+            f"the hub has no {model.repository} at {model.revision}",
+            "check the name; for a private one run `hf auth login`",
+        ) from error
+    except (LocalEntryNotFoundError, http_error, OSError) as error:
+        raise DownloadError(f"cannot download {model.repository}: {_first_line(error)}", offline_help(model)) from error
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".splitlines()[0]
+
+
+def offline_help(model: HubModel) -> str:
+    """The ways to a model without this machine's connection."""
+    return (
+        "on a machine with a connection run "
+        f"`hf download {model.repository} --revision {model.revision} --local-dir FOLDER` "
+        f"or get the files from {model.page}, copy FOLDER here and pass --model FOLDER; "
+        "behind a mirror set HF_ENDPOINT to its address; "
+        "a cache copied from elsewhere is found through HF_HOME"
+    )
