@@ -1,0 +1,164 @@
+"""Settings: which place wins, and how a wrong one is told."""
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from zturbo import config
+from zturbo.config import SETTINGS, Config, Setting, load_config
+from zturbo.errors import ConfigError, InvalidInput
+
+GOOD = {
+    "model": "folder", "device": "cpu", "dtype": "float32", "quantization": "int8", "acceleration": "high",
+    "threads": "3", "output_dir": "pictures", "metadata": "no",
+}  # fmt: skip
+"""A value for each setting, as an environment variable spells it, that is not the default."""
+BAD = {
+    "model": "", "device": "tpu", "dtype": "int3", "quantization": "int3", "acceleration": "fast", "threads": "-1",
+    "output_dir": "~nobody-of-that-name/x", "metadata": "perhaps",
+}  # fmt: skip
+each = pytest.mark.parametrize("setting", SETTINGS, ids=[setting.name for setting in SETTINGS])
+
+
+@pytest.fixture(autouse=True)
+def no_file_of_the_user(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(config, "DEFAULT_FILE", tmp_path / "absent.toml")
+
+
+def written(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "config.toml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def value_of(setting: Setting, made: Config) -> object:
+    return getattr(made, setting.name)
+
+
+def test_the_table_has_every_member_of_the_config() -> None:
+    assert [setting.name for setting in SETTINGS] == list(Config.__dataclass_fields__)
+    assert {setting.name for setting in SETTINGS} == GOOD.keys()
+
+
+@each
+def test_every_default_passes_its_own_check(setting: Setting) -> None:
+    assert setting.read(str(setting.default)) == setting.default
+    assert value_of(setting, load_config(environment={})) == setting.default
+
+
+@each
+def test_flags_then_environment_then_file_then_default(setting: Setting, tmp_path: Path) -> None:
+    good = setting.read(GOOD[setting.name])
+    assert good != setting.default
+    file = written(tmp_path, f'{setting.name} = "{GOOD[setting.name]}"')
+    default = {setting.variable: str(setting.default)}
+    assert value_of(setting, load_config(file=file, environment={})) == good
+    assert value_of(setting, load_config(file=file, environment=default)) == setting.default
+    assert value_of(setting, load_config({setting.name: GOOD[setting.name]}, file, default)) == good
+    assert value_of(setting, load_config({setting.name: None}, file, default)) == setting.default
+
+
+@each
+def test_an_empty_variable_counts_as_absent(setting: Setting) -> None:
+    assert value_of(setting, load_config(environment={setting.variable: ""})) == setting.default
+
+
+@each
+def test_a_wrong_value_is_told_with_where_it_came_from(setting: Setting, tmp_path: Path) -> None:
+    bad = BAD[setting.name]
+    file = written(tmp_path, f'{setting.name} = "{bad}"')
+    with pytest.raises(ConfigError) as caught:
+        load_config(file=file, environment={})
+    assert f"{file}, {setting.name}" in caught.value.message
+    assert repr(bad) in caught.value.message
+    assert setting.allowed in caught.value.message
+    with pytest.raises(InvalidInput) as refused:
+        load_config({setting.name: bad}, environment={})
+    assert refused.value.problems[0].path == (f"--{setting.name}",)
+    if bad:
+        with pytest.raises(ConfigError, match=f"environment variable {setting.variable}: must be"):
+            load_config(environment={setting.variable: bad})
+
+
+def test_all_wrong_values_are_told_at_once(tmp_path: Path) -> None:
+    file = written(tmp_path, 'thread = 3\ndtype = "bfloat"\nmetadata = 3\n[zzz]\nport = 1')
+    with pytest.raises(ConfigError) as caught:
+        load_config(file=file, environment={"ZTURBO_DEVICE": "gpu"})
+    lines = caught.value.message.splitlines()
+    assert len(lines) == 5
+    assert f"{file}: no setting is called 'thread'; did you mean threads?" in lines
+    assert any("'zzz'" in line and "known: model" in line for line in lines)
+    assert any("nearest valid value: bfloat16" in line for line in lines)
+    with pytest.raises(InvalidInput) as refused:
+        load_config({"dtype": "x", "device": "y"}, environment={})
+    assert len(refused.value.problems) == 2
+
+
+def test_a_value_that_is_overruled_is_not_judged(tmp_path: Path) -> None:
+    file = written(tmp_path, 'dtype = "wrong"')
+    assert load_config(file=file, environment={"ZTURBO_DTYPE": "float16"}).dtype == "float16"
+    assert load_config({"dtype": "float32"}, file, {}).dtype == "float32"
+
+
+def test_the_file_is_the_flags_then_the_environments_then_the_users(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    places = [tmp_path / f"{number}.toml" for number in range(3)]
+    for number, place in enumerate(places):
+        place.write_text(f"threads = {number + 1}", encoding="utf-8")
+    monkeypatch.setattr(config, "DEFAULT_FILE", places[2])
+    variable = {"ZTURBO_CONFIG": str(places[1])}
+    assert load_config(file=places[0], environment=variable).threads == 1
+    assert load_config(environment=variable).threads == 2
+    assert load_config(environment={}).threads == 3
+
+
+def test_native_types_of_the_file(tmp_path: Path) -> None:
+    made = load_config(file=written(tmp_path, "threads = 4\nmetadata = false"), environment={})
+    assert (made.threads, made.metadata) == (4, False)
+
+
+@pytest.mark.parametrize("text", ["threads = true", "threads = 1.5", "metadata = 2", "model = 3", "threads = 1025"])
+def test_wrong_types_of_the_file(text: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="must be"):
+        load_config(file=written(tmp_path, text), environment={})
+
+
+def test_a_home_folder_is_filled_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/of/somebody")
+    assert load_config(environment={"ZTURBO_OUTPUT_DIR": "~/x"}).output_dir == Path("/home/of/somebody/x")
+
+
+@pytest.mark.parametrize("content", [b"threads = ", b"\xff\xfe", b"a = 1\na = 2"])
+def test_a_file_that_is_no_toml(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "broken.toml"
+    path.write_bytes(content)
+    with pytest.raises(ConfigError, match=r"cannot read the settings file .*broken\.toml"):
+        load_config(file=path, environment={})
+
+
+def test_a_named_file_must_exist(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="No such file"):
+        load_config(environment={"ZTURBO_CONFIG": str(tmp_path / "none.toml")})
+    with pytest.raises(ConfigError, match="Is a directory"):
+        load_config(file=tmp_path, environment={})
+
+
+@settings(deadline=None)
+@given(st.sampled_from(SETTINGS), st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=30))
+def test_any_text_is_taken_or_refused(setting: Setting, text: str) -> None:
+    try:
+        value = value_of(setting, load_config(environment={setting.variable: text}))
+    except ConfigError as error:
+        refused = error.message
+    else:
+        refused = setting.variable
+        assert type(value) is type(setting.default) or isinstance(value, Path)
+    assert setting.variable in refused
+
+
+def test_flags_without_a_setting_are_our_own_mistake() -> None:
+    with pytest.raises(AssertionError, match="flags without a setting"):
+        load_config({"colour": "red"}, environment={})

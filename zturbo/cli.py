@@ -1,0 +1,569 @@
+"""The command `zturbo`: parse, call, print. Pictures' paths go to stdout, everything said on the way to stderr.
+
+    zturbo generate "a red fox in the snow" --size landscape_16_9 --seed 7
+    zturbo models list | path NAME | pull NAME | show NAME
+    zturbo doctor
+
+Exit codes: 0 done; 2 bad input, told with what was got and what is allowed; 1 anything else that went wrong;
+130 stopped with Ctrl-C, which leaves no half file. Heavy modules are imported inside the commands, so that every
+--help is instant. ZTURBO_DEBUG=1 shows tracebacks.
+"""
+
+import json
+import math
+import os
+import re
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+import typer
+
+from zturbo import __version__
+from zturbo.config import Config, load_config
+from zturbo.errors import InvalidInput, Problem, ZTurboError
+from zturbo.params import ACCELERATIONS, MAX_IMAGES, MAX_STEPS, OUTPUT_FORMATS, SIZES, GenerationParams
+from zturbo.pictures import EXTENSIONS, Settings, encode, format_of, slug, write_atomic, write_new
+
+if TYPE_CHECKING:
+    from zturbo.engine.engine import Engine, Picture, Progress
+
+    Show = Callable[[Progress], None]
+
+T = TypeVar("T")
+INTERRUPTED = 130
+MAX_STDIN_BYTES = 1 << 20
+FLAG_NAMES = {
+    "prompt": "PROMPT",
+    "size": "--size",
+    "steps": "--steps",
+    "seed": "--seed",
+    "num_images": "--num-images",
+    "output_format": "--format",
+    "acceleration": "--acceleration",
+    "output": "--output",
+}
+"""Our member name -> what this door calls it."""
+
+NO_HELP = {"default_map": {"help": False, "models": {"help": False}}}
+"""Said outright, for Typer loads pydantic (80 ms) to make sense of an absent flag before the next word's --help."""
+
+app = typer.Typer(
+    name="zturbo",
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    add_completion=False,  # its two options are absent flags as well
+    context_settings=NO_HELP,
+)
+models = typer.Typer(name="models", help="The models known by name: list, find, download and describe them.")
+app.add_typer(models)
+
+ConfigFile = Annotated[
+    Path | None,
+    typer.Option("--config", metavar="FILE", help="Settings file (TOML) to read in place of the usual one."),
+]
+Model = Annotated[
+    str | None, typer.Option("--model", metavar="NAME|FOLDER|FILE", help="A known model, a diffusers folder, a file.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object for machines.")]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        arguments: without the program's name; the process's own by default.
+
+    Returns:
+        the exit code. Errors have been told on stderr by then; with ZTURBO_DEBUG=1 they are raised instead.
+    """
+    try:
+        code = app(args=arguments, prog_name="zturbo", standalone_mode=False)
+    except Exception as error:
+        if os.environ.get("ZTURBO_DEBUG") == "1":
+            raise
+        return _tell(error)
+    if code == INTERRUPTED:
+        _say("zturbo: stopped; nothing was left half written")
+    return code or 0
+
+
+@app.callback(invoke_without_command=True)
+def zturbo(
+    context: typer.Context, version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False
+) -> None:
+    """Draw pictures from text with Z-Image-Turbo, on your own computer."""
+    if version:
+        print(f"zturbo {__version__}")
+        raise typer.Exit
+    if context.invoked_subcommand is None:
+        print(context.get_help())
+
+
+@models.callback(invoke_without_command=True)
+def _models(context: typer.Context) -> None:
+    if context.invoked_subcommand is None:
+        print(context.get_help())
+
+
+@app.command()
+def generate(
+    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="What to draw; - reads it from stdin.")],
+    size: Annotated[
+        str | None, typer.Option(metavar="NAME|WxH", help=f"{', '.join(SIZES)}, or WIDTHxHEIGHT in pixels.")
+    ] = None,
+    steps: Annotated[
+        str | None, typer.Option(metavar="N", help=f"Denoising steps, 1 to {MAX_STEPS} (the default).")
+    ] = None,
+    seed: Annotated[
+        str | None, typer.Option(metavar="N", help="The same seed draws the same picture; random when absent.")
+    ] = None,
+    num_images: Annotated[
+        str | None,
+        typer.Option("--num-images", "-n", metavar="N", help=f"1 to {MAX_IMAGES} pictures; number i uses seed + i."),
+    ] = None,
+    output_format: Annotated[
+        str | None,
+        typer.Option(
+            "--format", metavar="FORMAT", help=f"{', '.join(OUTPUT_FORMATS)}; else --output decides, else png."
+        ),
+    ] = None,
+    acceleration: Annotated[
+        str | None, typer.Option(metavar="LEVEL", help=f"{', '.join(ACCELERATIONS)}: speed against likeness.")
+    ] = None,
+    model: Model = None,
+    device: Annotated[str | None, typer.Option(metavar="NAME", help="auto, cpu, mps, cuda.")] = None,
+    dtype: Annotated[str | None, typer.Option(metavar="NAME", help="auto, float32, bfloat16, float16.")] = None,
+    quantization: Annotated[str | None, typer.Option(metavar="NAME", help="auto, none, int8, fp8.")] = None,
+    lora: Annotated[
+        list[str] | None, typer.Option(metavar="FILE[:SCALE]", help="Merge an adapter; may be given several times.")
+    ] = None,
+    text_encoder: Annotated[
+        Path | None, typer.Option(metavar="PATH", help="A text encoder in place of the model's own.")
+    ] = None,
+    vae: Annotated[Path | None, typer.Option(metavar="PATH", help="A VAE in place of the model's own.")] = None,
+    prompt_expansion: Annotated[
+        bool | None,
+        typer.Option("--prompt-expansion/--no-prompt-expansion", help="Let the text model enrich the prompt."),
+    ] = None,
+    safety_checker: Annotated[
+        bool | None, typer.Option("--safety-checker/--no-safety-checker", help="Black out what is not fit for all.")
+    ] = None,
+    output: Annotated[
+        str | None,
+        typer.Option(
+            "--output", "-o", metavar="FILE", help="Replaced if it exists; - is stdout; several: a-1.png, ..."
+        ),
+    ] = None,
+    as_json: Json = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing on stderr but errors.")] = False,
+    no_metadata: Annotated[
+        bool, typer.Option("--no-metadata", help="Leave prompt and settings out of the picture's file.")
+    ] = False,
+    config_file: ConfigFile = None,
+) -> None:
+    """Draw PROMPT and print where the pictures are."""
+    problems: list[Problem] = []
+    flags: dict[str, object] = {"model": model, "device": device, "dtype": dtype, "quantization": quantization}
+    flags |= {"acceleration": acceleration, "metadata": False if no_metadata else None}
+    config = _gather(problems, lambda: load_config(flags, config_file))
+    values = {
+        "prompt": _prompt(prompt),
+        "size": size,
+        "steps": _number(steps),
+        "seed": _number(seed),
+        "num_images": _number(num_images),
+        "output_format": output_format or _gather(problems, lambda: _format_of(output)),
+        "acceleration": config.acceleration if config else None,
+        "prompt_expansion": prompt_expansion,
+        "safety_checker": safety_checker,
+    }
+    params = _gather(problems, lambda: GenerationParams.parse(values, FLAG_NAMES))
+    adapters = _gather(problems, lambda: [_lora(text) for text in lora or ()])
+    if config is None or params is None or adapters is None or problems:
+        raise InvalidInput(problems)
+    target = Target.choose(output, params, config, as_json)
+    wanted = {"prompt_expansion": prompt_expansion, "safety_checker": safety_checker}
+
+    start = time.perf_counter()
+    engine = _load(config, adapters, text_encoder, vae, quiet)
+    _refuse_missing(engine.features, {name for name, asked in wanted.items() if asked})
+    load_s = time.perf_counter() - start
+    done = _draw(engine, params, quiet)
+    paths = []
+    for picture in done.pictures:
+        path = _write(picture, target, params, config, engine)
+        paths.append(path)
+        if path is not None and not as_json:
+            _print_path(path)
+    timings = {"load": load_s, **done.timings}
+    if as_json:
+        print(json.dumps(_summary(engine, params, done.pictures, paths, timings)))
+    if not quiet:
+        _say(_closing_line(done, timings))
+
+
+@models.command("list")
+def list_models(as_json: Json = False) -> None:
+    """The models known by name, and which of them are on this computer."""
+    from zturbo.engine.catalog import CATALOG, local_path
+
+    rows = [{"name": one.name, "path": local_path(one), "description": one.description} for one in CATALOG]
+    if as_json:
+        print(json.dumps([{**row, "path": str(row["path"]) if row["path"] else None} for row in rows]))
+        return
+    for row in rows:
+        print(f"{row['name']:16}{'here' if row['path'] else 'not here':10}{row['description']}")
+
+
+@models.command("path")
+def print_path(name: Annotated[str, typer.Argument(metavar="NAME", help="A known model.")]) -> None:
+    """Print the folder or file of a model that is on this computer."""
+    from zturbo.engine.catalog import resolve
+
+    _print_path(resolve(name)[1])
+
+
+@models.command()
+def pull(name: Annotated[str, typer.Argument(metavar="NAME", help="A known model, or OWNER/NAME of the hub.")]) -> None:
+    """Download a model into the hub's cache, resuming what is there, check its hashes, and print its folder."""
+    from zturbo.engine.catalog import known, resolve
+    from zturbo.weights import hub
+
+    model = known(name)
+    if model is not None and model.repository is None:
+        path = resolve(name)[1]
+        _say(f"{model.name} ships with zturbo: there is nothing to download")
+        _print_path(path)
+        return
+    _print_path(hub.pull(model.name if model else name, on_verified=lambda file: _say(f"verified {file}")))
+
+
+@models.command()
+def show(
+    name: Annotated[str, typer.Argument(metavar="NAME|FOLDER|FILE", help="A model that is on this computer.")],
+    as_json: Json = False,
+) -> None:
+    """Describe a model: its version, its networks and their sizes."""
+    from zturbo.engine.catalog import resolve
+    from zturbo.weights.checkpoint import open_checkpoint
+
+    label, path, known = resolve(name)
+    checkpoint = open_checkpoint(path)
+    facts: dict[str, Any] = {
+        "name": label,
+        "version": checkpoint.version,
+        "path": str(path),
+        "kind": checkpoint.kind,
+        "description": known.description if known else None,
+        "licence": known.licence if known else None,
+        "transformer": asdict(checkpoint.transformer.config),
+        "text_encoder": asdict(checkpoint.text_encoder.config) if checkpoint.text_encoder else None,
+        "vae": asdict(checkpoint.vae.config) if checkpoint.vae else None,
+    }
+    if as_json:
+        print(json.dumps(facts))
+        return
+    for fact, value in facts.items():
+        if isinstance(value, dict):
+            value = ", ".join(f"{member}={content}" for member, content in value.items())
+        print(f"{fact:14}{value if value is not None else '-'}")
+
+
+@app.command()
+def doctor(model: Model = None, as_json: Json = False, config_file: ConfigFile = None) -> None:
+    """Say what this computer is, how it would run each known model or --model, and what to do if that does not fit."""
+    from zturbo.engine.doctor import examine
+
+    config = load_config({}, config_file)
+    report = examine(model, config.device, config.dtype)
+    print(json.dumps(report.as_dict()) if as_json else report.text())
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Where pictures go: to stdout, to files named after `file`, or to new files in `folder`."""
+
+    folder: Path
+    file: Path | None
+    stdout: bool
+    extension: str
+
+    @classmethod
+    def choose(cls, output: str | None, params: GenerationParams, config: Config, as_json: bool) -> "Target":
+        """Check --output before anything slow begins.
+
+        Raises:
+            InvalidInput: it contradicts other flags, or nothing can be written there.
+        """
+        extension = EXTENSIONS[params.output_format]
+        if output == "-":
+            _refuse_stdout(params, as_json)
+            return cls(Path(), None, True, extension)
+        file = Path(output) if output is not None else None
+        if file is not None and _format_of(output) != params.output_format:
+            raise _refused(
+                f"{file.name!r} contradicts --format {params.output_format}", output, "leave one of them out"
+            )
+        if file is not None and file.is_dir():
+            raise _refused(f"{output!r} is a folder", output, f"name a file in it: {file / ('picture' + extension)}")
+        folder = file.parent if file is not None else config.output_dir
+        if not folder.is_dir():
+            raise _refused(f"{str(folder)!r} is no folder", output, "make it first")
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise _refused(f"you may not write to the folder {str(folder)!r}", output, "choose another one")
+        return cls(folder, file, False, extension)
+
+    def write(self, data: bytes, number: int, params: GenerationParams, seed: int) -> Path | None:
+        """Write picture `number` (from 1); returns its path, or None for stdout."""
+        if self.stdout:
+            sys.stdout.buffer.write(data)
+            sys.stdout.buffer.flush()
+            return None
+        if self.file is not None:
+            many = params.num_images > 1
+            path = self.file.with_stem(f"{self.file.stem}-{number}") if many else self.file
+            write_atomic(path, data)
+            return path
+        return write_new(self.folder, f"{slug(params.prompt)}-{seed % 2**63}", self.extension, data)
+
+
+def _refuse_stdout(params: GenerationParams, as_json: bool) -> None:
+    if params.num_images > 1:
+        raise _refused("stdout takes one picture", "-", "leave --num-images out, or name a file")
+    if as_json:
+        raise _refused("stdout cannot take both the picture and --json", "-", "leave one of them out")
+    if sys.stdout.isatty():
+        raise _refused("a picture is no text for a terminal", "-", "send stdout to a file or to another program")
+
+
+def _refused(message: str, received: object, hint: str) -> InvalidInput:
+    return InvalidInput([Problem(("--output",), message, received, hint)])
+
+
+def _format_of(output: str | None) -> str | None:
+    """The format that --output's suffix stands for; None where it decides nothing."""
+    if output is None or output == "-":
+        return None
+    try:
+        return format_of(Path(output))
+    except InvalidInput as error:
+        problem = error.problems[0]
+        raise InvalidInput([Problem(("--output",), problem.message, output, problem.hint)]) from error
+
+
+def _gather(problems: list[Problem], check: Callable[[], T]) -> T | None:
+    """Run a check; on InvalidInput note its problems and go on, so that all are told at once."""
+    try:
+        return check()
+    except InvalidInput as error:
+        problems += error.problems
+        return None
+
+
+def _prompt(text: str) -> str:
+    if text != "-":
+        return text
+    try:
+        return sys.stdin.buffer.read(MAX_STDIN_BYTES).decode("utf-8").rstrip("\r\n")
+    except UnicodeDecodeError as error:
+        message = f"stdin must be UTF-8 text; byte {error.start} is 0x{error.object[error.start]:02x}"
+        raise InvalidInput([Problem(("PROMPT",), message, None)]) from error
+
+
+def _number(text: str | None) -> object:
+    """The number that a flag's text spells, else the text itself; what is wrong with it, `parse` says."""
+    if text is None:
+        return None
+    if re.fullmatch(r"[+-]?[0-9]{1,4000}", text):
+        return int(text)
+    return float(text) if re.fullmatch(r"[+-]?[0-9]{1,300}\.[0-9]{1,300}", text) else text
+
+
+def _lora(text: str) -> tuple[Path, float]:
+    """FILE[:SCALE]; a file of that whole name wins."""
+    name, colon, scale = text.rpartition(":")
+    if not colon or Path(text).exists() or not re.fullmatch(r"[+-]?([0-9]*\.)?[0-9]+|[+-]?(inf|nan)", scale):
+        return Path(text), 1.0
+    if not name or not math.isfinite(float(scale)):
+        message = f"must be FILE or FILE:SCALE with a finite scale; got {text!r}"
+        raise InvalidInput([Problem(("--lora",), message, text, f"nearest valid value: {name or 'FILE'}:1.0")])
+    return Path(name), float(scale)
+
+
+def _load(
+    config: Config, adapters: Sequence[tuple[Path, float]], text_encoder: Path | None, vae: Path | None, quiet: bool
+) -> "Engine":
+    """The engine, as settings and flags ask, with its start-up block told on stderr."""
+    import torch
+
+    from zturbo.engine.engine import Engine, LoadOptions
+
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    options = LoadOptions(
+        device=config.device,
+        dtype=config.dtype,
+        quantization=config.quantization,  # type: ignore[arg-type]  # the settings' table allows nothing else
+        acceleration=config.acceleration,
+        loras=tuple(adapters),
+        text_encoder=text_encoder,
+        vae=vae,
+    )
+    engine = Engine.load(config.model, options, (lambda _line: None) if quiet else _say)
+    if not quiet:
+        _say(engine.block())
+        if engine.model.is_nano:
+            _say(_nano_line(engine.model.description))
+    return engine
+
+
+def _nano_line(description: str) -> str:
+    return (
+        f"nano answers, {description}; for everything else run `zturbo models pull z-image-turbo` once, "
+        "then add --model z-image-turbo"
+    )
+
+
+def _refuse_missing(features: frozenset[str], asked: set[str]) -> None:
+    """Asking by name for what this engine lacks is an error; the defaults take what there is."""
+    missing = sorted(asked - features)
+    if not missing:
+        return
+    names = [f"--{name.replace('_', '-')}" for name in missing]
+    hint = "leave the flag out: it is on wherever it is available"
+    raise InvalidInput([Problem((name,), "is not available with this model", True, hint) for name in names])
+
+
+def _draw(engine: "Engine", params: GenerationParams, quiet: bool) -> "Progress":
+    """Draw, showing progress; the last progress has the pictures."""
+    with _meter(quiet, params.num_images * params.steps) as show_progress:
+        for progress in engine.draw(params):
+            show_progress(progress)
+    return progress
+
+
+@contextmanager
+def _meter(quiet: bool, total: int) -> Iterator["Show"]:
+    """Shows progress on stderr: a bar on a terminal, a line a step elsewhere, nothing when quiet."""
+    if quiet:
+        yield lambda _progress: None
+    elif sys.stderr.isatty():
+        with _bar(total) as show_progress:
+            yield show_progress
+    else:
+        yield _lines(total)
+
+
+@contextmanager
+def _bar(total: int) -> Iterator["Show"]:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("steps, left"))
+    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("encode", total=total)
+        yield lambda progress: bar.update(task, completed=_steps_done(progress), description=_stage(progress))
+
+
+def _lines(total: int) -> "Show":
+    """One line a step, with the time left as the steps so far let expect."""
+    start = time.perf_counter()
+
+    def show_progress(progress: "Progress") -> None:
+        done = _steps_done(progress)
+        if progress.stage == "denoise" and progress.step:
+            left = (time.perf_counter() - start) / done * (total - done)
+            _say(f"{_stage(progress)}: step {progress.step} of {progress.steps}, about {left:.0f} s left")
+        elif progress.stage in ("encode", "decode"):
+            _say(_stage(progress))
+
+    return show_progress
+
+
+def _steps_done(progress: "Progress") -> int:
+    return progress.image * progress.steps + progress.step
+
+
+def _stage(progress: "Progress") -> str:
+    which = f" {progress.image + 1} of {progress.images}" if progress.images > 1 else ""
+    return f"{progress.stage}{which if progress.stage != 'encode' else ''}"
+
+
+def _write(
+    picture: "Picture", target: Target, params: GenerationParams, config: Config, engine: "Engine"
+) -> Path | None:
+    """Encode and write one picture; its path, or None for stdout."""
+    settings = Settings(
+        prompt=params.prompt,
+        seed=picture.seed,
+        width=params.width,
+        height=params.height,
+        steps=params.steps,
+        acceleration=params.acceleration,
+        model=engine.model.name,
+        model_version=engine.model.version,
+    )
+    data = encode(picture.pixels, params.output_format, settings if config.metadata else None)
+    return target.write(data, picture.seed - params.seed + 1, params, picture.seed)
+
+
+def _summary(
+    engine: "Engine",
+    params: GenerationParams,
+    pictures: Sequence["Picture"],
+    paths: Sequence[Path | None],
+    timings: dict[str, float],
+) -> dict[str, object]:
+    """The JSON object of `generate --json`; timings in seconds."""
+    return {
+        "images": [{"path": str(path), "seed": one.seed} for path, one in zip(paths, pictures, strict=True)],
+        "prompt": params.prompt,
+        "width": params.width,
+        "height": params.height,
+        "steps": params.steps,
+        "acceleration": params.acceleration,
+        "output_format": params.output_format,
+        "model": engine.model.name,
+        "model_version": engine.model.version,
+        "version": __version__,
+        "timings": {name: round(seconds, 4) for name, seconds in timings.items()},
+    }
+
+
+def _closing_line(done: "Progress", timings: dict[str, float]) -> str:
+    seeds = ", ".join(str(picture.seed) for picture in done.pictures)
+    parts = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in timings.items())
+    return f"seed {seeds}; {parts}"
+
+
+def _print_path(path: Path) -> None:
+    """A path as the system spells it, whatever the terminal's encoding."""
+    sys.stdout.flush()
+    sys.stdout.buffer.write(os.fsencode(path) + b"\n")
+    sys.stdout.buffer.flush()
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _tell(error: Exception) -> int:
+    """One message on stderr, and the exit code."""
+    if isinstance(error, InvalidInput):
+        _say("\n".join(f"zturbo: {problem}" for problem in error.problems))
+        return 2
+    if isinstance(error, ZTurboError):
+        _say(f"zturbo: {error}")
+        return 1
+    if isinstance(error, typer.TyperException):
+        context = getattr(error, "ctx", None)
+        hint = f"\n  hint: {context.command_path} --help" if context is not None else ""
+        _say(f"zturbo: {error.format_message()}{hint}")
+        return error.exit_code
+    _say(f"zturbo: internal error, {type(error).__name__}: {error}\n  hint: ZTURBO_DEBUG=1 shows where")
+    return 1

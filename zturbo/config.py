@@ -1,0 +1,229 @@
+"""The settings: one table, `Config`, read from flags, then the environment, then a file, then the defaults.
+
+The setting `name` is the environment variable `ZTURBO_NAME` and the member `name` of a TOML file: the one that
+`--config` or `ZTURBO_CONFIG` names, else `~/.config/zturbo/config.toml` where that exists. An empty environment
+variable counts as absent. A wrong value or an unknown member is refused with where it stands, what was received and
+what is allowed.
+
+Imports no torch: `zturbo --help` reads this file.
+"""
+
+import os
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from zturbo.errors import ConfigError, InvalidInput, Problem
+from zturbo.params import ACCELERATIONS, closest, shown
+
+ENVIRONMENT_PREFIX = "ZTURBO_"
+CONFIG_VARIABLE = "ZTURBO_CONFIG"
+DEFAULT_FILE = Path("~/.config/zturbo/config.toml")
+MAX_THREADS = 1024
+_TRUE, _FALSE = ("true", "1", "yes", "on"), ("false", "0", "no", "off")
+
+
+class _RefusedError(ValueError):
+    """A reader's answer to a value that is not allowed."""
+
+
+def _text(value: object) -> str:
+    if isinstance(value, str) and value and "\0" not in value:
+        return value
+    raise _RefusedError
+
+
+def _word(*allowed: str) -> Callable[[object], str]:
+    def read(value: object) -> str:
+        if isinstance(value, str) and value in allowed:
+            return value
+        raise _RefusedError(closest(value, allowed))
+
+    return read
+
+
+def _threads(value: object) -> int:
+    if isinstance(value, str) and re.fullmatch(r"\d{1,9}", value, re.ASCII):
+        value = int(value)
+    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_THREADS:
+        return value
+    raise _RefusedError
+
+
+def _folder(value: object) -> Path:
+    try:
+        return Path(_text(value)).expanduser()
+    except RuntimeError:  # "~name" of nobody
+        raise _RefusedError from None
+
+
+def _flag(value: object) -> bool:
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, str) and value.lower() in _TRUE + _FALSE:
+        return value.lower() in _TRUE
+    raise _RefusedError
+
+
+def _setting(default: object, read: Callable[[object], object], allowed: str, help_text: str) -> Any:
+    return field(default=default, metadata={"read": read, "allowed": allowed, "help": help_text})
+
+
+_DEVICES = ("auto", "cpu", "mps", "cuda")
+_DTYPES = ("auto", "float32", "bfloat16", "float16")
+_QUANTIZATIONS = ("auto", "none", "int8", "fp8")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """Every setting, checked. Made by `load_config`."""
+
+    model: str = _setting("nano", _text, "a model's name, a folder or a file", "The model that draws.")
+    device: str = _setting("auto", _word(*_DEVICES), ", ".join(_DEVICES), "Where it runs; auto takes the fastest.")
+    dtype: str = _setting(
+        "auto", _word(*_DTYPES), ", ".join(_DTYPES), "The number format of the computation; auto takes what is safe."
+    )
+    quantization: str = _setting(
+        "auto",
+        _word(*_QUANTIZATIONS),
+        ", ".join(_QUANTIZATIONS),
+        "How weights are held in memory; auto quantizes only where the model would not fit.",
+    )
+    acceleration: str = _setting(
+        "regular", _word(*ACCELERATIONS), ", ".join(ACCELERATIONS), "The level used when a command names none."
+    )
+    threads: int = _setting(
+        0, _threads, f"an integer from 0 to {MAX_THREADS}", "CPU threads of the computation; 0 leaves it to torch."
+    )
+    output_dir: Path = _setting(  # noqa: RUF009  # it is a dataclasses.field
+        Path(), _folder, "a folder", "Where pictures are put when no output file is named; the current folder at first."
+    )
+    metadata: bool = _setting(
+        True,
+        _flag,
+        "true, false (also 1, 0, yes, no, on, off)",
+        "Whether prompt and settings are written into pictures. That a machine drew them is always written.",
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One row of the table."""
+
+    name: str
+    default: object
+    read: Callable[[object], object]
+    """Loose value -> checked value."""
+    allowed: str
+    """What is allowed, for people."""
+    help: str
+
+    @property
+    def variable(self) -> str:
+        """The environment variable."""
+        return ENVIRONMENT_PREFIX + self.name.upper()
+
+
+SETTINGS = tuple(
+    Setting(row.name, row.default, row.metadata["read"], row.metadata["allowed"], row.metadata["help"])
+    for row in fields(Config)
+)
+
+
+def load_config(
+    flags: Mapping[str, object] | None = None,
+    file: Path | None = None,
+    environment: Mapping[str, str] = os.environ,
+) -> Config:
+    """Read every setting from the first place that has it.
+
+    Args:
+        flags: setting name -> value given on the command line; None counts as absent.
+        file: TOML file to read in place of the one that the environment names or the default one.
+        environment: variable name -> text.
+
+    Raises:
+        InvalidInput: wrong flags, all of them.
+        ConfigError: the file cannot be read or has unknown members, or values of the file or the environment are
+            wrong: all of them, each with where it came from.
+    """
+    flags = {name: value for name, value in (flags or {}).items() if value is not None}
+    assert flags.keys() <= {setting.name for setting in SETTINGS}, f"flags without a setting: {sorted(flags)}"
+    values = _read_flags(flags)
+    path = _file_path(file, environment)
+    in_file = _read_file(path) if path else {}
+    problems = [_unknown(name, path) for name in in_file if name not in {setting.name for setting in SETTINGS}]
+    for setting in SETTINGS:
+        source, value = _first(setting, in_file, path, environment)
+        if setting.name in values or source is None:
+            continue
+        try:
+            values[setting.name] = setting.read(value)
+        except _RefusedError as error:
+            problems.append(f"{source}: must be {setting.allowed}; got {shown(value)}{_nearest(error)}")
+    if problems:
+        raise ConfigError("\n".join(problems), "`docs/reference/settings.md` lists the settings")
+    return Config(**values)
+
+
+def _read_flags(flags: Mapping[str, object]) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    problems: list[Problem] = []
+    for setting in SETTINGS:
+        if setting.name not in flags:
+            continue
+        received = flags[setting.name]
+        try:
+            values[setting.name] = setting.read(received)
+        except _RefusedError as error:
+            message = f"must be {setting.allowed}; got {shown(received)}"
+            hint = f"nearest valid value: {error}" if str(error) else ""
+            problems.append(Problem((f"--{setting.name}",), message, received, hint))
+    if problems:
+        raise InvalidInput(problems)
+    return values
+
+
+def _file_path(file: Path | None, environment: Mapping[str, str]) -> Path | None:
+    if file is not None:
+        return file
+    if named := environment.get(CONFIG_VARIABLE):
+        return Path(named).expanduser()
+    try:
+        default = DEFAULT_FILE.expanduser()
+    except RuntimeError:  # a user without a home folder, as in some containers
+        return None
+    return default if default.is_file() else None
+
+
+def _read_file(path: Path) -> dict[str, object]:
+    import tomllib
+
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:  # UnicodeDecodeError and TOMLDecodeError are ValueErrors
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise ConfigError(f"cannot read the settings file {path}: {reason}") from error
+
+
+def _unknown(name: str, path: Path | None) -> str:
+    near = closest(name, [setting.name for setting in SETTINGS])
+    known = f"did you mean {near}?" if near else f"known: {', '.join(setting.name for setting in SETTINGS)}"
+    return f"{path}: no setting is called {shown(name)}; {known}"
+
+
+def _first(
+    setting: Setting, in_file: Mapping[str, object], path: Path | None, environment: Mapping[str, str]
+) -> tuple[str | None, object]:
+    """Where a setting is given, in words, and its value there: the environment, then the file; (None, None) if not."""
+    if value := environment.get(setting.variable):
+        return f"environment variable {setting.variable}", value
+    if setting.name in in_file:
+        return f"{path}, {setting.name}", in_file[setting.name]
+    return None, None
+
+
+def _nearest(error: _RefusedError) -> str:
+    return f" (nearest valid value: {error})" if str(error) else ""
