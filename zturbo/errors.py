@@ -3,7 +3,7 @@
 ZTurboError                       500 internal_error
 ├── InvalidInput                  400 invalid_value          bad parameters; carries every problem at once
 ├── ConfigError                   500 invalid_config         a setting or a model's config file is wrong
-├── WeightsError                  500 invalid_weights        a weights file is missing, corrupt, hostile or of another model
+├── WeightsError                  500 invalid_weights        a weights file is missing, damaged or of another model
 │   └── WeightsNotFound           404 model_not_found        no such model, folder or file
 ├── DeviceError                   500 device_unavailable     the device asked for is not there
 │   └── DoesNotFit                500 out_of_memory          the model does not fit the device by any plan

@@ -37,7 +37,9 @@ def ours(tiny_folder: Path) -> Pipeline:
 
 def their_picture(pipe: ZImagePipeline, prompt: str, width: int, height: int, steps: int, seed: int) -> Any:
     generator = torch.Generator("cpu").manual_seed(seed)
-    result = pipe(prompt, width=width, height=height, num_inference_steps=steps, guidance_scale=0.0, generator=generator)
+    result = pipe(
+        prompt, width=width, height=height, num_inference_steps=steps, guidance_scale=0.0, generator=generator
+    )
     return np.asarray(result.images[0])
 
 
@@ -74,7 +76,9 @@ def test_a_batch_of_unequal_captions(theirs: ZImagePipeline, ours: Pipeline) -> 
     """What the reference draws in one batch, we draw one by one, from the same noise."""
     prompts = ["a cat", "a much longer prompt that takes two blocks of tokens", "x" * 90]
     generators = [torch.Generator("cpu").manual_seed(seed) for seed in (1, 2, 3)]
-    batch = theirs(list(prompts), width=112, height=80, num_inference_steps=8, guidance_scale=0.0, generator=generators).images
+    batch = theirs(
+        list(prompts), width=112, height=80, num_inference_steps=8, guidance_scale=0.0, generator=generators
+    ).images
     for index, prompt in enumerate(prompts):
         alone = our_picture(ours, prompt, 112, 80, 8, index + 1)
         assert np.abs(np.asarray(batch[index]).astype(int) - alone).max() <= 1, prompt

@@ -3,6 +3,7 @@
 import copy
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -27,12 +28,16 @@ def ours(theirs: ZImageTransformer2DModel) -> ZImageTransformer:
         model = ZImageTransformer(config).eval()
     table = transformer_names(config, "diffusers")
     state = theirs.state_dict()
-    load_weights(model, state.items(), table.placements, source="reference", dtype=theirs.dtype, device=theirs.device)
+    load_weights(
+        model, state.items(), table.placements, source=Path("reference"), dtype=theirs.dtype, device=theirs.device
+    )
     return model
 
 
 @torch.no_grad()
-def their_velocity(model: ZImageTransformer2DModel, latents: Tensor, times: Tensor, captions: Sequence[Tensor]) -> Tensor:
+def their_velocity(
+    model: ZImageTransformer2DModel, latents: Tensor, times: Tensor, captions: Sequence[Tensor]
+) -> Tensor:
     images = [image[:, None] for image in latents]
     patch = model.config.all_patch_size[0]
     return torch.stack(model(images, times, list(captions), patch_size=patch, return_dict=False)[0]).squeeze(2)
@@ -42,21 +47,27 @@ def their_velocity(model: ZImageTransformer2DModel, latents: Tensor, times: Tens
 def our_velocity(model: ZImageTransformer, latents: Tensor, times: Tensor, captions: Sequence[Tensor]) -> Tensor:
     """One image after another, as the engine draws them."""
     rows = zip(latents.split(1), times.split(1), captions, strict=True)
-    return torch.cat([model(image, model.embed_caption(text[None]), model.modulation(time)) for image, time, text in rows])
+    return torch.cat(
+        [model(image, model.embed_caption(text[None]), model.modulation(time)) for image, time, text in rows]
+    )
 
 
 def relative_error(ours: Tensor, theirs: Tensor) -> float:
     return float((ours.double() - theirs.double()).norm() / theirs.double().norm())
 
 
-def inputs(model: ZImageTransformer2DModel, size: tuple[int, int], lengths: Sequence[int]) -> tuple[Tensor, list[Tensor]]:
+def inputs(
+    model: ZImageTransformer2DModel, size: tuple[int, int], lengths: Sequence[int]
+) -> tuple[Tensor, list[Tensor]]:
     generator = torch.Generator().manual_seed(sum(size) + sum(lengths))
     latents = torch.randn(len(lengths), model.config.in_channels, *size, generator=generator)
     captions = [torch.randn(length, model.config.cap_feat_dim, generator=generator) for length in lengths]
     return latents.to(model.device, model.dtype), [caption.to(model.device, model.dtype) for caption in captions]
 
 
-def compare(theirs: ZImageTransformer2DModel, size: tuple[int, int], lengths: Sequence[int], times: Sequence[float]) -> float:
+def compare(
+    theirs: ZImageTransformer2DModel, size: tuple[int, int], lengths: Sequence[int], times: Sequence[float]
+) -> float:
     latents, captions = inputs(theirs, size, lengths)
     t = torch.tensor(times, device=latents.device)
     expected = their_velocity(theirs, latents, t, captions)
@@ -123,7 +134,9 @@ def test_bf16_is_no_further_from_fp32_than_the_reference(layers: int) -> None:
     theirs = reference.transformer(n_layers=layers).to(torch.bfloat16)
     latents, captions = inputs(theirs, (30, 14), [100])
     time = torch.tensor([0.357])
-    exact = their_velocity(copy.deepcopy(theirs).float(), latents.float(), time, [caption.float() for caption in captions])
+    exact = their_velocity(
+        copy.deepcopy(theirs).float(), latents.float(), time, [caption.float() for caption in captions]
+    )
     our_error = relative_error(our_velocity(ours(theirs), latents, time, captions), exact)
     assert our_error <= relative_error(their_velocity(theirs, latents, time, captions), exact)
 

@@ -1,7 +1,7 @@
-"""The acceleration levels `none`, `regular`, `high`: ordered lists of passes, and the only place these words are decided.
+"""The acceleration levels `none`, `regular`, `high`: ordered lists of passes; only this file decides these words.
 
 A pass changes a loaded pipeline from outside. It belongs to a level only where it was measured to pay on the device
-at hand at a loss that the level allows (docs/log.md); a level without such a pass draws as the one below it, and says so.
+at hand at a loss that the level allows (docs/log.md); a level without such a pass draws as `none`, and says so.
 """
 
 from collections.abc import Callable

@@ -18,8 +18,10 @@ Scheme = Literal["int8", "fp8"]
 
 LIMITS: dict[Scheme, float] = {"int8": 127.0, "fp8": 448.0}
 STORAGE: dict[Scheme, torch.dtype] = {"int8": torch.int8, "fp8": torch.float8_e4m3fn}
-QUANTIZED_LAYERS = ("attention.to_qkv", "attention.to_out.0", "feed_forward.w13", "feed_forward.w2")
+TRANSFORMER_LAYERS = ("attention.to_qkv", "attention.to_out.0", "feed_forward.w13", "feed_forward.w2")
 """The four wide products of a transformer block; everything else is small and stays as it is."""
+TEXT_ENCODER_LAYERS = ("self_attn.qkv_proj", "self_attn.o_proj", "mlp.gate_up_proj", "mlp.down_proj")
+"""The same of a text encoder's layer."""
 
 
 def quantize_rows(values: Tensor, scheme: Scheme) -> tuple[Tensor, Tensor]:
@@ -93,16 +95,17 @@ def _has_fp8_product(device: torch.device) -> bool:
     return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 9)
 
 
-def quantize_layers(model: nn.Module, scheme: Scheme, device: torch.device | str) -> None:
-    """Replace the wide linear layers of a transformer's blocks before its weights are loaded.
+def quantize_layers(model: nn.Module, names: tuple[str, ...], scheme: Scheme, device: torch.device | str) -> None:
+    """Replace the wide linear layers of a network before its weights are loaded.
 
     Args:
-        model: a `ZImageTransformer`, usually on the meta device.
+        model: on the meta device.
+        names: how the layers' names end: `TRANSFORMER_LAYERS` or `TEXT_ENCODER_LAYERS`.
         scheme: "int8" or "fp8".
         device: where the 8-bit weights will live.
     """
     for name, module in list(model.named_modules()):
-        if isinstance(module, nn.Linear) and name.endswith(QUANTIZED_LAYERS):
+        if isinstance(module, nn.Linear) and name.endswith(names):
             assert module.bias is None
             parent, _, child = name.rpartition(".")
             quantized = QuantizedLinear(module.in_features, module.out_features, scheme, device)

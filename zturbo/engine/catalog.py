@@ -51,7 +51,7 @@ def local_path(model: KnownModel) -> Path | None:
         return folder if (folder / "model_index.json").is_file() else None
     from zturbo.weights.hub import find
 
-    return find(model.repository)
+    return find(model.name)
 
 
 def resolve(name_or_path: str) -> tuple[str, Path, KnownModel | None]:

@@ -1,9 +1,9 @@
 """The engine owns the device: it loads a model by a plan, and draws.
 
-    engine = Engine.load("nano")
-    for progress in engine.draw(params):
-        print(progress.stage, progress.step)
-    progress.pictures[0].pixels
+engine = Engine.load("nano")
+for progress in engine.draw(params):
+    print(progress.stage, progress.step)
+progress.pictures[0].pixels
 """
 
 import time
@@ -18,20 +18,21 @@ from torch import nn
 
 from zturbo.acceleration.fp16 import fit_half_precision
 from zturbo.acceleration.levels import accelerate
-from zturbo.acceleration.quantize import quantize_layers
+from zturbo.acceleration.quantize import TEXT_ENCODER_LAYERS, TRANSFORMER_LAYERS, quantize_layers
 from zturbo.engine.catalog import NANO, Z_IMAGE_TURBO, local_path, resolve
 from zturbo.engine.machine import Machine, detect
 from zturbo.engine.offload import stream_layers
 from zturbo.engine.pipeline import Pipeline
-from zturbo.engine.plan import DTYPES, GIB, TILE_PIXELS, ModelSize, Plan, Wish, choose_plan
+from zturbo.engine.plan import DTYPES, GIB, ModelSize, Plan, Wish, choose_plan
 from zturbo.engine.tokenizer import PromptTokenizer
-from zturbo.errors import Cancelled, WeightsNotFound
+from zturbo.errors import Cancelled, DoesNotFit, WeightsNotFound
 from zturbo.models.text_encoder import Qwen3
 from zturbo.models.transformer import ZImageTransformer
 from zturbo.models.vae import AutoencoderKL
 from zturbo.params import GenerationParams
 from zturbo.weights.checkpoint import Checkpoint, open_checkpoint
-from zturbo.weights.lora import Lora
+from zturbo.weights.lora import Lora, open_lora
+from zturbo.weights.version import file_digest
 
 Stage = Literal["encode", "denoise", "decode", "done"]
 Network = TypeVar("Network", bound=nn.Module)
@@ -43,7 +44,7 @@ Pixels = np.ndarray[tuple[int, int, int], np.dtype[np.uint8]]
 class LoadOptions:
     """How a model is loaded; "auto" leaves the choice to the plan.
 
-    loras: opened adapters, merged in this order.
+    loras: adapter files with the scale of each, merged in this order.
     text_encoder, vae: files or folders that replace the model's own, or complete a single file.
     """
 
@@ -51,14 +52,14 @@ class LoadOptions:
     dtype: str = "auto"
     quantization: Wish = "auto"
     acceleration: str = "regular"
-    loras: tuple[Lora, ...] = ()
+    loras: tuple[tuple[Path, float], ...] = ()
     text_encoder: Path | None = None
     vae: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
-    """Which model answers; `version` is its name and the digest of its files."""
+    """Which model answers; `version` is its name and the digest of its files and adapters."""
 
     name: str
     version: str
@@ -105,7 +106,7 @@ class Engine:
     def load(
         cls,
         model: str,
-        options: LoadOptions = LoadOptions(),  # noqa: B008  (frozen)
+        options: LoadOptions = LoadOptions(),
         report: Callable[[str], None] = lambda _line: None,
     ) -> "Engine":
         """Read a model's files into the memory the plan assigns.
@@ -123,9 +124,11 @@ class Engine:
         checkpoint = complete(open_checkpoint(path, text_encoder=options.text_encoder, vae=options.vae))
         machine = detect(options.device)
         plan = choose_plan(machine, model_size(checkpoint), options.dtype, options.quantization)
-        pipeline = build_pipeline(checkpoint, plan, options.loras, report)
+        loras = tuple(open_lora(file, checkpoint.transformer.config, scale) for file, scale in options.loras)
+        pipeline = build_pipeline(checkpoint, plan, loras, report)
         description = known.description if known else checkpoint.kind
-        info = ModelInfo(name, f"{name}@{checkpoint.version}", path, known is NANO, description)
+        adapters = "".join(f"+{file_digest(file)[:8]}*{scale:g}" for file, scale in options.loras)
+        info = ModelInfo(name, f"{name}@{checkpoint.version}{adapters}", path, known is NANO, description)
         return cls(pipeline, info, machine, plan, accelerate(pipeline, options.acceleration))
 
     def draw(self, params: GenerationParams, cancelled: Callable[[], bool] = lambda: False) -> Iterator[Progress]:
@@ -140,7 +143,13 @@ class Engine:
 
         Raises:
             Cancelled: `cancelled` said so; at most one step was finished in between.
+            DoesNotFit: the picture is larger than the plan has memory for.
         """
+        if params.width * params.height > self.plan.max_pixels:
+            raise DoesNotFit(
+                f"{params.width}x{params.height} does not fit: there is memory for {self.plan.max_pixels} pixels",
+                "ask for a smaller picture; `zturbo doctor` shows the memory",
+            )
         clock = _Clock()
         images, steps = params.num_images, params.steps
         yield Progress("encode", 0, images, 0, steps)
@@ -163,14 +172,13 @@ class Engine:
     def block(self) -> str:
         """The start-up block: what runs, how, and why, a line each."""
         plan, machine = self.plan, self.machine
-        encoder = "streamed from the host" if plan.stream_text_encoder else "on the device"
         rows = {
             "model": f"{self.model.version}  ({self.model.description})",
             "device": f"{plan.device}: {machine.name}, {machine.device_free / GIB:.1f} GiB free",
             "dtype": f"{plan.dtype}  ({plan.dtype_reason})",
             "weights": f"{plan.quantization or 'not quantized'}  ({plan.quantization_reason})",
-            "text encoder": f"{plan.text_encoder_dtype}, {encoder}",
-            "vae": f"{plan.vae_dtype}, {'in tiles' if plan.tile else 'whole pictures'}",
+            "text encoder": f"{plan.text_encoder_dtype}, {plan.text_encoder_placement}",
+            "vae": f"{plan.vae_dtype}, {f'in tiles of {plan.tile} pixels' if plan.tile else 'whole pictures'}",
             "attention": plan.attention,
             "acceleration": self.acceleration,
             "memory": f"at most {plan.device_bytes / GIB:.1f} GiB",
@@ -224,26 +232,28 @@ def build_pipeline(
 
     report("loading the text encoder")
     text_encoder = _empty(Qwen3, checkpoint.text_encoder.config)
-    home = torch.device("cpu") if plan.stream_text_encoder else device
+    home = torch.device("cpu") if plan.text_encoder_placement == "streamed" else device
+    if plan.text_encoder_placement == "quantized":
+        quantize_layers(text_encoder, TEXT_ENCODER_LAYERS, "int8", home)
     checkpoint.text_encoder.load_into(text_encoder, dtype=DTYPES[plan.text_encoder_dtype], device=home)
-    if plan.stream_text_encoder:
+    if plan.text_encoder_placement == "streamed":
         stream_layers(text_encoder, device)
 
     report("loading the transformer")
     transformer = _empty(ZImageTransformer, checkpoint.transformer.config)
     if plan.quantization is not None:
-        quantize_layers(transformer, plan.quantization, device)
+        quantize_layers(transformer, TRANSFORMER_LAYERS, plan.quantization, device)
     if plan.dtype == "float16":
         fit_half_precision(transformer)
     checkpoint.transformer.load_into(transformer, dtype=plan.torch_dtype, device=device, loras=loras)
 
     report("loading the vae")
     vae = _empty(AutoencoderKL, checkpoint.vae.config)
-    checkpoint.vae.load_into(vae, dtype=DTYPES[plan.vae_dtype], device=device)
     del vae.encoder  # drawing only decodes
-    vae.decoder.to(memory_format=torch.channels_last)
+    checkpoint.vae.without("encoder.").load_into(vae, dtype=DTYPES[plan.vae_dtype], device=device)
+    vae.decoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
-    tile = TILE_PIXELS // vae.config.factor if plan.tile else None
+    tile = plan.tile // vae.config.factor if plan.tile else None
     return Pipeline(tokenizer, text_encoder, transformer, vae, checkpoint.scheduler, tile)
 
 

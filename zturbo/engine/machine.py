@@ -75,7 +75,9 @@ def detect(device: str = "auto") -> Machine:
         raise DeviceError(f"unknown device {device!r}", f"one of auto, {', '.join(DEVICES)}")
     if not there[device]:
         present = ", ".join(kind for kind in DEVICES if there[kind])
-        raise DeviceError(f"the device {device!r} is not available to this PyTorch ({torch.__version__})", f"present: {present}")
+        raise DeviceError(
+            f"the device {device!r} is not available to this PyTorch ({torch.__version__})", f"present: {present}"
+        )
     return {"cuda": _cuda, "mps": _mps, "cpu": _cpu}[device]()
 
 

@@ -114,7 +114,7 @@ class Pipeline:
         schedule = self.schedule(steps)
 
         def predict(latents: Tensor, index: int) -> Tensor:
-            return self.transformer(latents.to(self.dtype), caption, schedule.modulation[index])  # type: ignore[no-any-return]
+            return self.transformer(latents.to(self.dtype), caption, schedule.modulation[index])
 
         walk = denoise(predict, first, schedule.levels)
         while (step := _advance(walk)) is not None:

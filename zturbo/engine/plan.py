@@ -1,12 +1,11 @@
 """How a model is run on a machine: dtype, quantization, placement, each with its reason. Pure functions over facts.
 
-Every plan is one line of a short list, fastest first; the first that fits the memory is taken:
+The candidates stand in one list, the fastest and most exact first; the first that fits the memory is taken:
 
-    1. everything on the device in the working dtype
-    2. the same, decoding large pictures in tiles
-    3. the text encoder's layers stay on the host and stream through the device once per new prompt
-    4. transformer weights in 8 bits, text encoder on the device
-    5. transformer weights in 8 bits, text encoder streamed
+    everything on the device in the working dtype, decoding whole pictures, or large ones in tiles
+    (CUDA) the text encoder's layers stay on the host and stream through the device once per new prompt
+    transformer weights in 8 bits, text encoder on the device, or streamed (CUDA), or in 8 bits too (elsewhere)
+    the last of these, for pictures of up to one megapixel
 """
 
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from typing import Literal
 import torch
 from torch import nn
 
-from zturbo.acceleration.quantize import QUANTIZED_LAYERS, Scheme
+from zturbo.acceleration.quantize import TEXT_ENCODER_LAYERS, TRANSFORMER_LAYERS, Scheme
 from zturbo.engine.machine import Machine
 from zturbo.errors import DeviceError, DoesNotFit
 from zturbo.models.configs import TextEncoderConfig, TransformerConfig, VaeConfig
@@ -24,28 +23,36 @@ from zturbo.models.transformer import ZImageTransformer
 from zturbo.models.vae import Decoder
 
 GIB = 2**30
-LARGEST_SIDE = 2048
-HEADROOM = 0.92
-"""Share of the free memory that a plan may use; the rest is for the allocator and for others."""
-TILE_PIXELS = 1024
+LARGEST_PICTURE = 2048 * 2048
+SMALL_PICTURE = 1024 * 1024
+CAPTION_TOKENS = 512
+HEADROOM = {"cuda": 0.92, "mps": 0.85, "cpu": 0.85}
+"""Share of the free memory that a plan may use; the rest is for the allocator, and on the host for others."""
+TILES = (1024, 512)
+"""Sides of a decoded tile, in pixels."""
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
 Wish = Literal["auto", "none", "int8", "fp8"]
+Placement = Literal["resident", "streamed", "quantized"]
+Weights = tuple[Scheme | None, str]
+"""Quantization scheme and the reason for it."""
 
 
 @dataclass(frozen=True, slots=True)
 class ModelSize:
     """Parameter counts of a model folder, and what the largest picture needs beside them."""
 
-    quantizable: int
-    """Weights of the transformer's wide products."""
-    transformer_rest: int
+    transformer: int
+    transformer_wide: int
+    """Of these, the weights of the wide products, which can be quantized."""
     text_encoder: int
+    text_encoder_wide: int
     text_layer: int
     vae_decoder: int
-    activations: int
-    """Values alive at once in one forward at 2048x2048 with a caption of 512 tokens."""
-    decode_per_pixel: int
+    pixels_per_token: int
+    values_per_token: int
+    """Values alive at once in one forward, per token."""
+    values_per_pixel: int
     """Values alive at once while decoding, per pixel of the picture or tile."""
 
     @classmethod
@@ -53,23 +60,26 @@ class ModelSize:
         """Count on the meta device, which allocates nothing."""
         with torch.device("meta"):
             blocks, text, decoder = ZImageTransformer(transformer), Qwen3(text_encoder), Decoder(vae)
-        linears = {n: m for n, m in blocks.named_modules() if isinstance(m, nn.Linear) and n.endswith(QUANTIZED_LAYERS)}
-        quantizable = sum(linear.weight.numel() for linear in linears.values())
-        side = LARGEST_SIDE // (vae.factor * transformer.patch_size)
-        widest = 4 * transformer.dim + max(3 * transformer.dim, 3 * transformer.hidden_dim)
         return cls(
-            quantizable=quantizable,
-            transformer_rest=_count(blocks) - quantizable,
+            transformer=_count(blocks),
+            transformer_wide=_count_layers(blocks, TRANSFORMER_LAYERS),
             text_encoder=_count(text),
+            text_encoder_wide=_count_layers(text, TEXT_ENCODER_LAYERS),
             text_layer=_count(text.model.layers[0]),
             vae_decoder=_count(decoder),
-            activations=(side * side + 512) * widest,
-            decode_per_pixel=4 * max(vae.block_out_channels[: 2]),
+            pixels_per_token=(vae.factor * transformer.patch_size) ** 2,
+            values_per_token=4 * transformer.dim + 3 * max(transformer.dim, transformer.hidden_dim),
+            values_per_pixel=4 * max(vae.block_out_channels[:2]),
         )
 
 
 def _count(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
+
+
+def _count_layers(module: nn.Module, names: tuple[str, ...]) -> int:
+    linears = (layer for name, layer in module.named_modules() if isinstance(layer, nn.Linear) and name.endswith(names))
+    return sum(linear.weight.numel() for linear in linears)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,8 +93,11 @@ class Plan:
     vae_dtype: str
     quantization: Scheme | None
     quantization_reason: str
-    stream_text_encoder: bool
-    tile: bool
+    text_encoder_placement: Placement
+    tile: int | None
+    """Side of a decoded tile in pixels; None decodes whole pictures."""
+    max_pixels: int
+    """Largest picture that surely fits, width times height."""
     attention: str
     device_bytes: int
     host_bytes: int
@@ -132,59 +145,73 @@ def choose_plan(machine: Machine, size: ModelSize, dtype: str = "auto", quantiza
     """
     if quantization not in ("auto", "none", "int8", "fp8"):
         raise DeviceError(f"unknown quantization {quantization!r}", "one of auto, none, int8, fp8")
-    plans = list(_plans(machine, size, *choose_dtype(machine, dtype), quantization))
-    budget = int(machine.device_free * HEADROOM)
+    plans = _plans(machine, size, choose_dtype(machine, dtype), quantization)
+    budget, host_budget = (int(free * HEADROOM[machine.device]) for free in (machine.device_free, machine.host_free))
     for plan in plans:
-        if plan.device_bytes <= budget and (machine.device == "cpu" or plan.host_bytes <= machine.host_free * HEADROOM):
+        if plan.device_bytes <= budget and plan.host_bytes <= host_budget:
             return plan
-    least = min(plans, key=lambda plan: plan.device_bytes)
+    least = plans[-1]
     raise DoesNotFit(
-        f"the model needs at least {least.device_bytes / GIB:.1f} GiB on {machine.name} "
-        f"(and {least.host_bytes / GIB:.1f} GiB on the host); usable are {budget / GIB:.1f} GiB "
-        f"of {machine.device_total / GIB:.1f} GiB (host: {machine.host_free / GIB:.1f} GiB free)",
-        "close other programs that hold this memory, take quantization 'auto' or 'int8', or use the model 'nano'",
+        f"the model needs at least {least.device_bytes / GIB:.1f} GiB on {machine.name}"
+        + (f" and {least.host_bytes / GIB:.1f} GiB on the host" if least.host_bytes else "")
+        + f"; usable are {budget / GIB:.1f} GiB of {machine.device_total / GIB:.1f} GiB"
+        + (f" and {host_budget / GIB:.1f} GiB on the host" if least.host_bytes else ""),
+        "close other programs that hold this memory, let quantization be 'auto', or use the model 'nano'",
     )
 
 
-def _plans(machine: Machine, size: ModelSize, dtype: str, reason: str, wish: Wish) -> list[Plan]:
-    full: tuple[Scheme | None, str] = (None, "the weights fit as they are" if wish == "auto" else "as asked")
-    eight: Scheme = "fp8" if machine.fp8 else "int8"
-    small: tuple[Scheme | None, str] = (eight, "the weights do not fit otherwise")
-    if wish in ("int8", "fp8"):
-        schemes = [("int8" if wish == "int8" else "fp8", "as asked")]
+def _plans(machine: Machine, size: ModelSize, dtype: tuple[str, str], wish: Wish) -> list[Plan]:
+    """All candidates, the best first and the smallest last."""
+    full: Weights = (None, "the weights fit as they are" if wish == "auto" else "as asked")
+    small: Weights = ("fp8" if machine.fp8 else "int8", "the weights do not fit otherwise")
+    if wish == "int8" or wish == "fp8":
+        choices: list[Weights] = [(wish, "as asked")]
     else:
-        schemes = [full] if wish == "none" else [full, small]
-    separate_host = machine.device == "cuda"  # elsewhere host and device share their memory: streaming frees nothing
-    return [
-        _plan(machine, size, (dtype, reason), scheme, stream, tile)
-        for scheme in schemes
-        for stream, tile in ((False, False), (False, True), *(((True, False), (True, True)) if separate_host else ()))
-    ]
+        choices = [full] if wish == "none" else [full, small]
+    # Only a CUDA device has memory of its own: elsewhere streaming frees nothing, and 8 bits must do.
+    last: Placement = "streamed" if machine.device == "cuda" else "quantized"
+    plans = []
+    for weights in choices:
+        placements: list[Placement] = ["resident"] if last == "quantized" and weights[0] is None else ["resident", last]
+        for placement in placements:
+            plans += [_plan(machine, size, dtype, weights, placement, tile, LARGEST_PICTURE) for tile in (None, *TILES)]
+    return [*plans, _plan(machine, size, dtype, choices[-1], placements[-1], TILES[-1], SMALL_PICTURE)]
 
 
 def _plan(
-    machine: Machine, size: ModelSize, dtype: tuple[str, str], scheme: tuple[Scheme | None, str], stream: bool, tile: bool
+    machine: Machine,
+    size: ModelSize,
+    dtype: tuple[str, str],
+    weights: Weights,
+    placement: Placement,
+    tile: int | None,
+    max_pixels: int,
 ) -> Plan:
-    width = DTYPES[dtype[0]].itemsize
-    # fp16 overflows in the VAE and the encoder of this model; neither is where the time goes
-    text_dtype = vae_dtype = "float32" if dtype[0] == "float16" else dtype[0]
-    text_width = DTYPES[text_dtype].itemsize
-    wide = size.quantizable * (1 if scheme[0] else width)
-    text = size.text_layer if stream else size.text_encoder
-    pixels = (TILE_PIXELS if tile else LARGEST_SIDE) ** 2
-    working = max(size.activations * width, pixels * size.decode_per_pixel * text_width)
-    fixed = wide + size.transformer_rest * width + size.vae_decoder * text_width + text * text_width
+    # fp16 overflows in the VAE and the text encoder of this model; neither is where the time goes
+    side_dtype = "float32" if dtype[0] == "float16" else dtype[0]
+    width, side_width = DTYPES[dtype[0]].itemsize, DTYPES[side_dtype].itemsize
+    transformer = _bytes(size.transformer, size.transformer_wide if weights[0] else 0, width)
+    text = _bytes(size.text_encoder, size.text_encoder_wide if placement == "quantized" else 0, side_width)
+    forward = (max_pixels // size.pixels_per_token + CAPTION_TOKENS) * size.values_per_token * width
+    decode = min(tile**2 if tile else max_pixels, max_pixels) * size.values_per_pixel * side_width
+    on_device = size.text_layer * side_width if placement == "streamed" else text
     return Plan(
         device=machine.device,
         dtype=dtype[0],
         dtype_reason=dtype[1],
-        text_encoder_dtype=text_dtype,
-        vae_dtype=vae_dtype,
-        quantization=scheme[0],
-        quantization_reason=scheme[1],
-        stream_text_encoder=stream,
+        text_encoder_dtype=side_dtype,
+        vae_dtype=side_dtype,
+        quantization=weights[0],
+        quantization_reason=weights[1],
+        text_encoder_placement=placement,
         tile=tile,
+        max_pixels=max_pixels,
         attention=attention_reason(machine),
-        device_bytes=fixed + working,
-        host_bytes=size.text_encoder * text_width if stream else 0,
+        device_bytes=transformer + on_device + size.vae_decoder * side_width + max(forward, decode),
+        host_bytes=text if placement == "streamed" else 0,
     )
+
+
+def _bytes(parameters: int, quantized: int, width: int) -> int:
+    """Bytes of weights of which some are quantized to one byte each."""
+    return quantized + (parameters - quantized) * width

@@ -12,6 +12,7 @@ from typing import Any
 
 from zturbo.errors import ConfigError, WeightsNotFound
 
+MAX_JSON_BYTES = 1 << 20
 SEQUENCE_MULTIPLE = 32
 """Captions and image tokens are padded to a multiple of this many slots (Z-Image, `SEQ_MULTI_OF`)."""
 
@@ -24,9 +25,13 @@ def read_json(path: Path) -> dict[str, Any]:
         ConfigError: the file is not a JSON object.
     """
     try:
+        if path.stat().st_size > MAX_JSON_BYTES:
+            raise ConfigError(f"{path} has {path.stat().st_size} bytes; a config file has at most {MAX_JSON_BYTES}")
         value = json.loads(path.read_bytes())
     except FileNotFoundError as error:
-        raise WeightsNotFound(f"{path} does not exist", "a model folder has the layout of a diffusers ZImagePipeline") from error
+        raise WeightsNotFound(
+            f"{path} does not exist", "a model folder has the layout of a diffusers ZImagePipeline"
+        ) from error
     except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path} is not readable as JSON: {error}") from error
     if not isinstance(value, dict):
@@ -55,10 +60,12 @@ class _Members:
             raise self.fail(name, f"an integer from {least} to {most}")
         return value
 
-    def number(self, name: str) -> float:
+    def number(self, name: str, *, positive: bool = True) -> float:
         value = self._get(name)
         if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e12:
             raise self.fail(name, "a finite number")
+        if positive and value <= 0:
+            raise self.fail(name, "above 0")
         return float(value)
 
     def flag(self, name: str) -> bool:
@@ -69,7 +76,11 @@ class _Members:
 
     def integers(self, name: str) -> tuple[int, ...]:
         value = self._get(name)
-        if not isinstance(value, list) or not value or not all(type(item) is int and 0 < item <= 1_000_000 for item in value):
+        if (
+            not isinstance(value, list)
+            or not value
+            or not all(type(item) is int and 0 < item <= 1_000_000 for item in value)
+        ):
             raise self.fail(name, "a list of positive integers")
         return tuple(value)
 
@@ -172,7 +183,8 @@ class TextEncoderConfig:
         rope = members.get("rope_parameters") or members.get("rope_scaling") or {}
         if not isinstance(rope, Mapping):
             raise ConfigError(f"{source}: rope_parameters must be an object, received {rope!r}")
-        members = {**members, **{"rope_theta": rope[name] for name in ("rope_theta",) if name in rope}}
+        if "rope_theta" in rope:
+            members = {**members, "rope_theta": rope["rope_theta"]}
         m = _Members(members, source)
         _Members(rope, source).demand("rope_type", "default")
         for name, allowed in (
@@ -211,7 +223,7 @@ class VaeConfig:
     @property
     def factor(self) -> int:
         """Pixels per latent, along each side."""
-        return 2 ** (len(self.block_out_channels) - 1)
+        return 1 << (len(self.block_out_channels) - 1)
 
     @classmethod
     def from_dict(cls, members: Mapping[str, Any], source: str) -> "VaeConfig":
@@ -234,13 +246,11 @@ class VaeConfig:
             layers_per_block=m.integer("layers_per_block"),
             norm_num_groups=m.integer("norm_num_groups"),
             scaling_factor=m.number("scaling_factor"),
-            shift_factor=m.number("shift_factor"),
+            shift_factor=m.number("shift_factor", positive=False),
             mid_block_add_attention=m.flag("mid_block_add_attention"),
         )
         if any(width % config.norm_num_groups for width in config.block_out_channels):
             raise m.fail("block_out_channels", f"multiples of norm_num_groups ({config.norm_num_groups})")
-        if not config.scaling_factor > 0:
-            raise m.fail("scaling_factor", "above 0")
         return config
 
 
@@ -258,7 +268,4 @@ class SchedulerConfig:
                      "invert_sigmas", "stochastic_sampling", "shift_terminal"):  # fmt: skip
             if members.get(name) not in (None, False):
                 raise m.fail(name, "false: this sampler follows the static shift")
-        config = cls(num_train_timesteps=m.integer("num_train_timesteps"), shift=m.number("shift"))
-        if not config.shift > 0:
-            raise m.fail("shift", "above 0")
-        return config
+        return cls(num_train_timesteps=m.integer("num_train_timesteps"), shift=m.number("shift"))

@@ -78,7 +78,7 @@ class SelfAttention(nn.Module):
         mixed = F.scaled_dot_product_attention(
             query, key, value, is_causal=count > 1, enable_gqa=self.heads[0] != self.heads[1]
         )
-        return self.o_proj(mixed.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
+        return self.o_proj(mixed.transpose(1, 2).flatten(2))
 
 
 class MLP(nn.Module):
@@ -91,7 +91,7 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         gate, up = self.gate_up_proj(x).chunk(2, dim=-1)
-        return self.down_proj(F.silu(gate) * up)  # type: ignore[no-any-return]
+        return self.down_proj(F.silu(gate) * up)
 
 
 class DecoderLayer(nn.Module):
@@ -106,7 +106,7 @@ class DecoderLayer(nn.Module):
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, cache: KVCache | None) -> Tensor:
         x = x + self.self_attn(self.input_layernorm(x), cos, sin, cache)
-        return x + self.mlp(self.post_attention_layernorm(x))  # type: ignore[no-any-return]
+        return x + self.mlp(self.post_attention_layernorm(x))
 
 
 class Backbone(nn.Module):
@@ -128,7 +128,7 @@ class Backbone(nn.Module):
             x = layer(x, cos, sin, cache)
         if cache is not None:
             cache.length += input_ids.shape[1]
-        return x  # type: ignore[no-any-return]
+        return x
 
 
 class Qwen3(nn.Module):
@@ -148,7 +148,7 @@ class Qwen3(nn.Module):
         Returns:
             (B, L, hidden_size), transformers' `hidden_states[-2]`.
         """
-        return self.model(input_ids, self.config.num_hidden_layers - 1)  # type: ignore[no-any-return]
+        return self.model(input_ids, self.config.num_hidden_layers - 1)
 
     def forward(self, input_ids: Tensor, cache: KVCache | None = None) -> Tensor:
         """Next-token logits: (B, S) -> (B, S, vocab). With a cache, the ids continue what it holds."""

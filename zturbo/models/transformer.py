@@ -11,7 +11,9 @@ Sources: Z-Image (arXiv 2511.22699), Tongyi-MAI/Z-Image, diffusers' ZImageTransf
 """
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -48,7 +50,9 @@ class Modulation:
 def timestep_embedding(timesteps: Tensor, scale: float) -> Tensor:
     """Sinusoids of the model's time: (T,) in [0, 1] -> (T, 256) fp32, cosines first (Nichol and Dhariwal 2021)."""
     half = TIMESTEP_FREQUENCIES // 2
-    frequencies = torch.exp(-math.log(10000.0) * torch.arange(half, dtype=torch.float32, device=timesteps.device) / half)
+    frequencies = torch.exp(
+        -math.log(10000.0) * torch.arange(half, dtype=torch.float32, device=timesteps.device) / half
+    )
     angles = (timesteps.float() * scale)[:, None] * frequencies
     return torch.cat((angles.cos(), angles.sin()), dim=-1)
 
@@ -92,7 +96,7 @@ class Attention(nn.Module):
         query = rotate(self.norm_q(query[:, :rows]), rope[:rows])
         key = rotate(self.norm_k(key), rope)
         mixed = self.attend(query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2))
-        return self.to_out[0](mixed.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
+        return self.to_out[0](mixed.transpose(1, 2).flatten(2))
 
 
 class FeedForward(nn.Module):
@@ -112,7 +116,7 @@ class FeedForward(nn.Module):
         gate, value = self.w13(x).chunk(2, dim=-1)
         if self.hidden_scale != 1.0:
             value = value * self.hidden_scale  # before the product, which is what overflows
-        return self.w2(F.silu(gate) * value)  # type: ignore[no-any-return]
+        return self.w2(F.silu(gate) * value)
 
 
 class Block(nn.Module):
@@ -159,11 +163,13 @@ class TimestepEmbedder(nn.Module):
         super().__init__()
         self.scale = config.t_scale
         self.mlp = nn.Sequential(
-            nn.Linear(TIMESTEP_FREQUENCIES, TIMESTEP_HIDDEN), nn.SiLU(), nn.Linear(TIMESTEP_HIDDEN, config.modulation_dim)
+            nn.Linear(TIMESTEP_FREQUENCIES, TIMESTEP_HIDDEN),
+            nn.SiLU(),
+            nn.Linear(TIMESTEP_HIDDEN, config.modulation_dim),
         )
 
     def forward(self, timesteps: Tensor) -> Tensor:
-        return self.mlp(timestep_embedding(timesteps, self.scale).to(self.mlp[0].weight.dtype))  # type: ignore[no-any-return]
+        return self.mlp(timestep_embedding(timesteps, self.scale).to(next(self.mlp.parameters()).dtype))
 
 
 class FinalLayer(nn.Module):
@@ -181,7 +187,7 @@ class FinalLayer(nn.Module):
 
     def forward(self, x: Tensor, scale: Tensor) -> Tensor:
         """(B,N,dim), (1 or B,dim) -> (B,N,patch_dim)."""
-        return self.linear(F.layer_norm(x, (x.shape[-1],), eps=FINAL_NORM_EPS) * scale.unsqueeze(1))  # type: ignore[no-any-return]
+        return self.linear(F.layer_norm(x, (x.shape[-1],), eps=FINAL_NORM_EPS) * scale.unsqueeze(1))
 
 
 class ZImageTransformer(nn.Module):
@@ -208,7 +214,8 @@ class ZImageTransformer(nn.Module):
         """Project, pad with the learned pad token and refine a caption; it does not depend on the step.
 
         Args:
-            prompt_embeds: (B, L, cap_feat_dim), the text encoder's output for L real tokens, 1 <= L <= max_caption_tokens.
+            prompt_embeds: (B, L, cap_feat_dim), the text encoder's output for L real tokens,
+                1 <= L <= config.max_caption_tokens.
 
         Returns:
             (B, Lp, dim) with Lp the next multiple of 32.
@@ -218,15 +225,16 @@ class ZImageTransformer(nn.Module):
         pads = self.cap_pad_token.expand(batch, slots - length, -1)
         x = torch.cat((self.cap_embedder(prompt_embeds), pads), dim=1)
         rope = self._rope(0, 0, slots, x.device)
-        for block in self.context_refiner:
+        for block in cast(Iterable[Block], self.context_refiner):
             x = block(x, rope, block.norm_weights().unsqueeze(0))
         return x
 
     def modulation(self, timesteps: Tensor) -> Modulation:
         """What T timesteps decide, for `forward`: (T,) fp32 in [0, 1], 0 = noise, 1 = clean (1 - sigma)."""
         time = self.t_embedder(timesteps)
-        blocks = torch.stack([block.modulation(time) for block in (*self.noise_refiner, *self.layers)])
-        return Modulation(blocks, self.all_final_layer[self.key].modulation(time))
+        modulated = cast(Iterable[Block], (*self.noise_refiner, *self.layers))
+        final = cast(FinalLayer, self.all_final_layer[self.key])
+        return Modulation(torch.stack([block.modulation(time) for block in modulated]), final.modulation(time))
 
     def forward(self, latents: Tensor, caption: Tensor, modulation: Modulation) -> Tensor:
         """One evaluation of the network.
