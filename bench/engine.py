@@ -61,7 +61,7 @@ def compare(folder: Path, dtype: str, size: tuple[int, int], rounds: int) -> dic
     """One row: both engines at one dtype and size."""
     width, height = size
     pipeline = Engine.load(str(folder), LoadOptions(device="cpu", dtype=dtype)).pipeline
-    theirs = ZImagePipeline.from_pretrained(folder, torch_dtype=DTYPES[dtype])
+    theirs = ZImagePipeline.from_pretrained(folder, dtype=DTYPES[dtype])
     theirs.set_progress_bar_config(disable=True)
 
     def draw() -> np.ndarray[Any, Any]:
