@@ -63,6 +63,11 @@ def resolve(name_or_path: str) -> tuple[str, Path, KnownModel | None]:
     model = known(name_or_path)
     if model is not None:
         path = local_path(model)
+        if path is None and model.repository is None:
+            raise WeightsNotFound(
+                f"the embedded model {model.name!r} is missing from this installation",
+                "install zturbo again, or pass --model FOLDER",
+            )
         if path is None:
             raise WeightsNotFound(
                 f"the model {model.name!r} is not on this computer",

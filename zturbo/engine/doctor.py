@@ -13,7 +13,7 @@ from zturbo.engine.catalog import CATALOG, Z_IMAGE_TURBO, known, local_path, res
 from zturbo.engine.engine import complete, model_size
 from zturbo.engine.machine import Machine, detect
 from zturbo.engine.plan import GIB, ModelSize, Plan, choose_plan
-from zturbo.errors import DoesNotFit
+from zturbo.errors import DoesNotFit, WeightsNotFound
 from zturbo.models.configs import TextEncoderConfig, TransformerConfig, VaeConfig
 from zturbo.weights import published
 from zturbo.weights.checkpoint import open_checkpoint
@@ -79,10 +79,10 @@ def published_size() -> ModelSize:
 
 def _diagnose(name: str, machine: Machine, dtype: str) -> Diagnosis:
     present = not (known(name) is Z_IMAGE_TURBO and local_path(Z_IMAGE_TURBO) is None)
-    size = model_size(complete(open_checkpoint(resolve(name)[1]))) if present else published_size()
     try:
+        size = model_size(complete(open_checkpoint(resolve(name)[1]))) if present else published_size()
         return Diagnosis(name, present, choose_plan(machine, size, dtype), "")
-    except DoesNotFit as error:
+    except (DoesNotFit, WeightsNotFound) as error:
         return Diagnosis(name, present, None, str(error))
 
 
