@@ -18,6 +18,9 @@ $(READY): requirements.lock requirements-cuda.lock pyproject.toml tools/setup.sh
 demo: setup  ## draw the README's picture
 	$(BIN)/zturbo generate "A T-Rex relaxing on a beach, lying on a sun lounger and wearing sunglasses." --size 1440x512 --seed 7
 
+serve: setup  ## answer POST /v1/images/generations on this computer, until stopped
+	$(BIN)/zturbo serve
+
 test: setup  ## all tests; those that need a GPU are skipped where there is none
 	$(BIN)/python -m pytest
 

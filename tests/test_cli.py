@@ -295,14 +295,14 @@ def test_a_feature_that_is_missing_is_refused_only_when_asked_for(
     assert told.err.startswith(f"zturbo: {feature}: is not available with this model")
 
 
-def test_other_errors_exit_with_1_and_a_hint(run: Callable[..., Told], tmp_path: Path) -> None:
+def test_what_is_not_there_exits_with_2_and_a_hint(run: Callable[..., Told], tmp_path: Path) -> None:
     told = run("generate", PROMPT, "--model", "no-such-model", "--quiet")
-    assert told.code == 1
+    assert told.code == 2
     assert "'no-such-model'" in told.err
     assert "hint: known models: nano, z-image-turbo" in told.err
     (tmp_path / "wrong.toml").write_text("colour = 1")
     told = run("generate", PROMPT, "--config", "wrong.toml")
-    assert told.code == 1
+    assert told.code == 2
     assert "wrong.toml: no setting is called 'colour'" in told.err
 
 
@@ -372,7 +372,7 @@ def test_the_path_of_a_model(run: Callable[..., Told], model: Path, monkeypatch:
     monkeypatch.setattr(catalog, "local_path", lambda _model: None)
     assert run("models", "path", str(model)).out == f"{model}\n"
     told = run("models", "path", "z-image-turbo")
-    assert (told.code, told.out) == (1, "")
+    assert (told.code, told.out) == (2, "")
     assert "zturbo models pull z-image-turbo" in told.err
 
 

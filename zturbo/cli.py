@@ -1,6 +1,7 @@
 """The command `zturbo`: parse, call, print. Pictures' paths go to stdout, everything said on the way to stderr.
 
     zturbo generate "a red fox in the snow" --size landscape_16_9 --seed 7
+    zturbo serve --port 8000
     zturbo models list | path NAME | pull NAME | show NAME
     zturbo doctor
 
@@ -25,17 +26,28 @@ import typer
 
 from zturbo import __version__
 from zturbo.config import Config, load_config
-from zturbo.errors import InvalidInput, Problem, ZTurboError
+from zturbo.errors import (
+    ConfigError,
+    DeviceError,
+    DoesNotFit,
+    InvalidInput,
+    Problem,
+    WeightsNotFound,
+    ZTurboError,
+)
 from zturbo.params import ACCELERATIONS, MAX_IMAGES, MAX_STEPS, OUTPUT_FORMATS, SIZES, GenerationParams
 from zturbo.pictures import EXTENSIONS, Settings, encode, format_of, slug, write_atomic, write_new
 
 if TYPE_CHECKING:
-    from zturbo.engine.engine import Engine, Picture, Progress
+    from zturbo.engine.engine import Engine
+    from zturbo.engine.progress import Picture, Progress
 
     Show = Callable[[Progress], None]
 
 T = TypeVar("T")
 INTERRUPTED = 130
+BAD_INPUT = (WeightsNotFound, ConfigError, DeviceError)
+"""Errors in what the user typed or set, beside InvalidInput: a model, device or setting that is not there."""
 MAX_STDIN_BYTES = 1 << 20
 FLAG_NAMES = {
     "prompt": "PROMPT",
@@ -275,12 +287,32 @@ def show(
 
 
 @app.command()
+def serve(
+    host: Annotated[
+        str | None, typer.Option(metavar="ADDRESS", help="Where to listen; this computer only at first.")
+    ] = None,
+    port: Annotated[str | None, typer.Option(metavar="N", help="Port to listen on; 8000 at first.")] = None,
+    model: Model = None,
+    device: Annotated[str | None, typer.Option(metavar="NAME", help="auto, cpu, mps, cuda.")] = None,
+    dtype: Annotated[str | None, typer.Option(metavar="NAME", help="auto, float32, bfloat16, float16.")] = None,
+    quantization: Annotated[str | None, typer.Option(metavar="NAME", help="auto, none, int8, fp8.")] = None,
+    config_file: ConfigFile = None,
+) -> None:
+    """Answer POST /v1/images/generations, as the published API does, until stopped."""
+    flags = {"host": host, "port": port, "model": model, "device": device, "dtype": dtype, "quantization": quantization}
+    config = load_config({name: value for name, value in flags.items() if value is not None}, config_file)
+    from zturbo.api.serve import run
+
+    run(config, config_file)
+
+
+@app.command()
 def doctor(model: Model = None, as_json: Json = False, config_file: ConfigFile = None) -> None:
     """Say what this computer is, how it would run each known model or --model, and what to do if that does not fit."""
     from zturbo.engine.doctor import examine
 
     config = load_config({}, config_file)
-    report = examine(model, config.device, config.dtype)
+    report = examine(model, config.device, config.dtype, config.quantization)  # type: ignore[arg-type]  # checked words
     print(json.dumps(report.as_dict()) if as_json else report.text())
 
 
@@ -559,7 +591,7 @@ def _tell(error: Exception) -> int:
         return 2
     if isinstance(error, ZTurboError):
         _say(f"zturbo: {error}")
-        return 1
+        return 2 if isinstance(error, BAD_INPUT) and not isinstance(error, DoesNotFit) else 1
     if isinstance(error, typer.TyperException):
         context = getattr(error, "ctx", None)
         hint = f"\n  hint: {context.command_path} --help" if context is not None else ""

@@ -44,10 +44,19 @@ def _word(*allowed: str) -> Callable[[object], str]:
     return read
 
 
-def _threads(value: object) -> int:
-    if isinstance(value, str) and re.fullmatch(r"\d{1,9}", value, re.ASCII):
-        value = int(value)
-    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_THREADS:
+def _whole(low: int, high: int) -> Callable[[object], int]:
+    def read(value: object) -> int:
+        if isinstance(value, str) and re.fullmatch(r"\d{1,9}", value, re.ASCII):
+            value = int(value)
+        if isinstance(value, int) and not isinstance(value, bool) and low <= value <= high:
+            return value
+        raise _RefusedError
+
+    return read
+
+
+def _key(value: object) -> str:
+    if isinstance(value, str) and (value == "" or re.fullmatch(r"[!-~]{16,256}", value, re.ASCII)):
         return value
     raise _RefusedError
 
@@ -95,7 +104,10 @@ class Config:
         "regular", _word(*ACCELERATIONS), ", ".join(ACCELERATIONS), "The level used when a command names none."
     )
     threads: int = _setting(
-        0, _threads, f"an integer from 0 to {MAX_THREADS}", "CPU threads of the computation; 0 leaves it to torch."
+        0,
+        _whole(0, MAX_THREADS),
+        f"an integer from 0 to {MAX_THREADS}",
+        "CPU threads of the computation; 0 leaves it to torch.",
     )
     output_dir: Path = _setting(  # noqa: RUF009  # it is a dataclasses.field
         Path(), _folder, "a folder", "Where pictures are put when no output file is named; the current folder at first."
@@ -105,6 +117,28 @@ class Config:
         _flag,
         "true, false (also 1, 0, yes, no, on, off)",
         "Whether prompt and settings are written into pictures. That a machine drew them is always written.",
+    )
+    host: str = _setting(
+        "127.0.0.1", _text, "an address of this computer", "The address that `zturbo serve` listens on."
+    )
+    port: int = _setting(8000, _whole(1, 65535), "an integer from 1 to 65535", "The port of `zturbo serve`.")
+    api_key: str = _setting(
+        "",
+        _key,
+        "16 to 256 visible ASCII characters",
+        "The bearer key that requests must carry; when absent, `zturbo serve` makes one and prints it.",
+    )
+    queue_limit: int = _setting(
+        32,
+        _whole(1, 100_000),
+        "an integer from 1 to 100000",
+        "Requests that may wait; further ones are told to come back.",
+    )
+    files_dir: Path = _setting(  # noqa: RUF009  # it is a dataclasses.field
+        Path("zturbo-files"),
+        _folder,
+        "a folder",
+        "Where `zturbo serve` keeps the pictures it hands out.",
     )
 
 

@@ -2,6 +2,10 @@
 
 ZTurboError                       500 internal_error
 ├── InvalidInput                  400 invalid_value          bad parameters; carries every problem at once
+├── Unauthorized                  401 invalid_api_key        no key, or not a valid one
+├── TooLarge                      413 body_too_large         the request's body is over the limit
+├── WrongMediaType                415 unsupported_media_type the request's body is not JSON
+├── Busy                          503 busy                   queue full, loading or draining; says when to retry
 ├── ConfigError                   500 invalid_config         a setting or a model's config file is wrong
 ├── WeightsError                  500 invalid_weights        a weights file is missing, damaged or of another model
 │   └── WeightsNotFound           404 model_not_found        no such model, folder or file
@@ -62,6 +66,43 @@ class InvalidInput(ZTurboError):
         assert problems, "InvalidInput without a problem"
         super().__init__("\n".join(str(problem) for problem in problems))
         self.problems = tuple(problems)
+
+
+class Unauthorized(ZTurboError):
+    """The request has no key, or one that is not valid."""
+
+    status = 401
+    code = "invalid_api_key"
+
+
+class TooLarge(ZTurboError):
+    """The request's body is over the limit."""
+
+    status = 413
+    code = "body_too_large"
+
+
+class WrongMediaType(ZTurboError):
+    """The request's body is not declared as JSON."""
+
+    status = 415
+    code = "unsupported_media_type"
+
+
+class Busy(ZTurboError):
+    """The request cannot be taken now: the queue is full, the model is loading, or the server is shutting down.
+
+    Args:
+        message: why.
+        retry_after_s: whole seconds after which trying again makes sense.
+    """
+
+    status = 503
+    code = "busy"
+
+    def __init__(self, message: str, retry_after_s: int) -> None:
+        super().__init__(message, f"try again in {retry_after_s} s")
+        self.retry_after_s = retry_after_s
 
 
 class ConfigError(ZTurboError):

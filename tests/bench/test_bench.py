@@ -18,7 +18,7 @@ def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_gpu_benchmark_at_a_small_size(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpu, "parity", lambda: "3 passed")  # the tests of this suite, not to be run inside themselves
+    monkeypatch.setattr(gpu, "parity", lambda: ("3 passed", True))  # this suite is not run inside itself
     monkeypatch.setattr(sys, "argv", ["bench.gpu", "--device", "cpu", "--small"])
     gpu.main()
     result = json.loads((results / "gpu-small.json").read_text())
@@ -34,12 +34,31 @@ def test_gpu_benchmark_at_a_small_size(results: Path, monkeypatch: pytest.Monkey
 
 
 def test_a_failed_parity_test_fails_the_benchmark(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpu, "parity", lambda: "1 failed, 3 passed")
+    monkeypatch.setattr(gpu, "parity", lambda: ("1 failed, 3 passed", False))
     for name in ("denoiser_rows", "diffusers_rows", "companion_rows"):
         monkeypatch.setattr(gpu, name, lambda *_: [{"what": "nothing"}])
     monkeypatch.setattr(sys, "argv", ["bench.gpu", "--device", "cpu", "--small"])
     with pytest.raises(SystemExit):
         gpu.main()
+
+
+@pytest.mark.parametrize(
+    ("selection", "passed"),
+    [
+        ("tests/bench/test_bench.py::test_turns_are_taken", True),
+        ("tests/bench/test_bench.py::test_no_such_test", False),
+        ("tests/no_such_folder", False),
+    ],
+)
+def test_parity_counts_only_tests_that_ran_and_passed(selection: str, passed: bool) -> None:
+    assert gpu.parity(selection)[1] is passed
+
+
+def test_parity_without_its_libraries_is_no_success(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu, "NEEDED_BY_TESTS", ("no_such_library",))
+    line, passed = gpu.parity()
+    assert not passed
+    assert "no_such_library" in line
 
 
 @pytest.mark.parametrize("scheme", full_size.SCHEMES)

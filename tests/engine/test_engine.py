@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from zturbo.engine.engine import Engine, LoadOptions, Picture, Progress
+from tests import reference
+from zturbo.engine.engine import Engine, LoadOptions, preview_steps
 from zturbo.engine.offload import stream_layers
-from zturbo.errors import Cancelled, DoesNotFit, WeightsNotFound
+from zturbo.engine.progress import Picture, Progress
+from zturbo.errors import Cancelled, DoesNotFit, InvalidInput, WeightsError, WeightsNotFound, ZTurboError
 from zturbo.params import GenerationParams
 
 
@@ -92,7 +94,7 @@ def test_prompts_are_kept_and_forgotten(engine: Engine) -> None:
     assert pipeline.caption("kept") is pipeline.caption("kept")
     for index in range(70):
         pipeline.caption(f"prompt {index}")
-    assert len(pipeline._captions) == 64
+    assert len(pipeline._captions) == 16
     assert "kept" not in pipeline._captions
 
 
@@ -107,11 +109,11 @@ def test_the_version_is_bound_to_the_content(engine: Engine, tiny_folder: Path, 
 
     copy = shutil.copytree(tiny_folder, tmp_path / "tiny")
     assert Engine.load(str(copy), LoadOptions(device="cpu")).model.version == engine.model.version
-    weights = copy / "vae" / "diffusion_pytorch_model.safetensors"
-    data = bytearray(weights.read_bytes())
-    data[-1] ^= 1
-    weights.write_bytes(data)
-    assert Engine.load(str(copy), LoadOptions(device="cpu")).model.version != engine.model.version
+    for part in ("vae/diffusion_pytorch_model.safetensors", "tokenizer/tokenizer.json"):
+        data = (copy / part).read_bytes()
+        (copy / part).write_bytes(data[:-1] + (b" }" if part.endswith("json") else bytes([data[-1] ^ 1])))
+        assert Engine.load(str(copy), LoadOptions(device="cpu")).model.version != engine.model.version, part
+        (copy / part).write_bytes(data)
 
 
 def test_too_large_a_picture_for_the_plan_is_refused(engine: Engine) -> None:
@@ -150,12 +152,66 @@ def test_other_dtypes_draw_nearly_the_same_picture(
 
 
 def test_a_streamed_text_encoder_gives_the_same_embeddings(tiny_folder: Path) -> None:
+    """Its layers compute with visiting copies, and their own weights are home again afterwards."""
     pipeline = Engine.load(str(tiny_folder), LoadOptions(device="cpu", dtype="float32")).pipeline
-    ids = pipeline.tokenizer.encode("a cat")
+    ids, encoder = pipeline.tokenizer.encode("a cat"), pipeline.text_encoder
+    visiting: list[int] = []
     with torch.inference_mode():
-        resident = pipeline.text_encoder.encode(ids)
-        homes = {name: p.data_ptr() for name, p in pipeline.text_encoder.named_parameters()}
-        stream_layers(pipeline.text_encoder, torch.device("cpu"))
-        assert torch.equal(pipeline.text_encoder.encode(ids), resident)
-        assert torch.equal(pipeline.text_encoder.encode(ids), resident)
-    assert {name: p.data_ptr() for name, p in pipeline.text_encoder.named_parameters()} == homes
+        resident = encoder.encode(ids)
+        stream_layers(encoder, torch.device("cpu"))
+        homes = {name: parameter.data_ptr() for name, parameter in encoder.named_parameters()}
+        down = encoder.get_submodule("model.layers.0.mlp.down_proj")
+        down.register_forward_hook(lambda *_: visiting.append(down.get_parameter("weight").data_ptr()))
+        assert torch.equal(encoder.encode(ids), resident)
+        assert torch.equal(encoder.encode(ids), resident)
+    assert {name: parameter.data_ptr() for name, parameter in encoder.named_parameters()} == homes
+    assert len(visiting) == 2
+    assert homes["model.layers.0.mlp.down_proj.weight"] not in visiting
+
+
+def test_values_that_are_not_finite_are_an_error(tiny_folder: Path) -> None:
+    """What half precision does to some models must not leave as a black picture."""
+    broken = Engine.load(str(tiny_folder), LoadOptions(device="cpu", dtype="float32"))
+    with torch.no_grad():
+        broken.pipeline.transformer.get_parameter("layers.0.feed_forward.w2.weight").fill_(float("nan"))
+    with pytest.raises(ZTurboError, match="not finite, computed in float32"):
+        draw(broken)
+
+
+def test_parts_of_different_models_are_refused(tmp_path: Path) -> None:
+    folder = reference.save(reference.pipeline(vae=reference.vae(latent_channels=4)), tmp_path / "vae")
+    with pytest.raises(WeightsError, match="draws 16 latent channels, the VAE decodes 4"):
+        Engine.load(str(folder))
+    folder = reference.save(reference.pipeline(text_encoder=reference.text_encoder(vocab_size=100)), tmp_path / "text")
+    with pytest.raises(WeightsError, match="the tokenizer has 259 tokens, the text encoder knows 100"):
+        Engine.load(str(folder))
+
+
+def test_sizes_that_the_models_tokens_do_not_divide_are_refused(tmp_path: Path) -> None:
+    vae = reference.vae(block_out_channels=(8, 8, 8, 8, 16, 16))
+    large_tokens = Engine.load(str(reference.save(reference.pipeline(vae=vae), tmp_path)))
+    with pytest.raises(InvalidInput, match="multiples of 64 pixels; got 544x544"):
+        draw(large_tokens, size="544x544")
+
+
+def test_cancelled_while_the_prompt_is_encoded(engine: Engine) -> None:
+    with pytest.raises(Cancelled):
+        list(engine.draw(request(prompt="never seen before"), cancelled=lambda: True))
+
+
+@pytest.mark.parametrize(
+    ("steps", "previews", "expected"),
+    [(8, 3, {2, 4, 6}), (8, 0, set()), (1, 3, set()), (2, 3, {1}), (8, 1, {4}), (3, 2, {1, 2})],
+)
+def test_previews_are_spread_and_never_the_last_step(steps: int, previews: int, expected: set[int]) -> None:
+    assert preview_steps(steps, previews) == expected
+
+
+def test_previews_come_closer_to_the_picture_and_do_not_change_it(engine: Engine) -> None:
+    *seen, last = engine.draw(request(steps=6), previews=3)
+    previews = [progress.preview for progress in seen if progress.preview is not None]
+    picture = last.pictures[0].pixels
+    assert len(previews) == 3
+    assert (draw(engine, steps=6)[0].pixels == picture).all()
+    distances = [np.abs(preview.astype(int) - picture).mean() for preview in previews]
+    assert distances[-1] < distances[0]

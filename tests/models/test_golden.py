@@ -1,7 +1,9 @@
 """Published constants of Z-Image-Turbo: sizes, positions, times and noise levels."""
 
+import numpy as np
 import pytest
 import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
 
 from zturbo.engine.sampling import sigmas, timesteps
 from zturbo.models.attention import position_ids, rope_table
@@ -79,3 +81,12 @@ def test_sigmas_of_eight_steps() -> None:
 )  # fmt: skip
 def test_sigmas_of_other_steps(steps: int, expected: list[float]) -> None:
     assert close(sigmas(steps, 3.0), expected, 6e-4)
+
+
+@pytest.mark.parametrize("steps", range(1, 9))
+def test_sigmas_are_the_references_to_the_bit(steps: int) -> None:
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=False)
+    scheduler.set_timesteps(sigmas=[float(s) for s in np.linspace(1.0, 1 / steps, steps)])
+    levels = sigmas(steps, 3.0)
+    assert torch.equal(levels, scheduler.sigmas)
+    assert torch.equal(timesteps(levels, 1000), (1000 - scheduler.timesteps) / 1000)

@@ -326,3 +326,24 @@ def test_an_intact_file_of_each_kind_loads(tmp_path: Path, small_files: dict[str
         assert isinstance(source, GgufFile) == (kind == "gguf")
         names = {"q8", "q4"} if kind == "gguf" else {"x.weight", "y.weight"}
         assert tensors.keys() == names
+
+
+def test_a_duplicate_among_very_many_names_is_found_at_once(tmp_path: Path) -> None:
+    """A search per name would take hours on such a header."""
+    names = ",".join(f'"t{index}":1' for index in range(200_000))
+    header = f'{{{names},"t199999":1}}'.encode()
+    path = tmp_path / "many.safetensors"
+    path.write_bytes(len(header).to_bytes(8, "little") + header)
+    with pytest.raises(WeightsError, match="'t199999' occurs twice"):
+        open_file(path)
+
+
+def test_hostile_names_are_shown_harmlessly(tmp_path: Path) -> None:
+    header = json.dumps({"\x1b[31mred\nzturbo: all is well" + "x" * 100_000: GOOD["a"]}).encode()
+    path = tmp_path / "names.safetensors"
+    path.write_bytes(len(header).to_bytes(8, "little") + header + b"\0" * 64)
+    with pytest.raises(WeightsError) as caught:
+        open_checkpoint(path)
+    assert "zturbo: all is well" not in str(caught.value).splitlines()
+    assert "\x1b" not in str(caught.value)
+    assert len(str(caught.value)) < 1000

@@ -30,4 +30,4 @@ def accelerate(pipeline: Pipeline, level: str) -> str:
         one.apply(pipeline)
     if chosen:
         return ", ".join(one.name for one in chosen)
-    return "the reference's arithmetic" if level == "none" else "as none: no lossy pass pays on this device"
+    return "the reference's arithmetic" if level == "none" else f"{level} draws as none: it has no pass yet"

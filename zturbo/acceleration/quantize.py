@@ -8,6 +8,7 @@ fp8:  e4m3, W8A8 through `torch._scaled_mm` with row scales on CUDA capability 8
       expanded for the product, which keeps the memory and gives up the speed.
 """
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -17,6 +18,8 @@ from torch import Tensor, nn
 Scheme = Literal["int8", "fp8"]
 
 LIMITS: dict[Scheme, float] = {"int8": 127.0, "fp8": 448.0}
+ROWS_AT_ONCE = 2048
+"""Tokens of one int8 product: its sums take four bytes each, twice, before they are rounded."""
 STORAGE: dict[Scheme, torch.dtype] = {"int8": torch.int8, "fp8": torch.float8_e4m3fn}
 TRANSFORMER_LAYERS = ("attention.to_qkv", "attention.to_out.0", "feed_forward.w13", "feed_forward.w2")
 """The four wide products of a transformer block; everything else is small and stays as it is."""
@@ -58,41 +61,49 @@ class QuantizedLinear(nn.Module):
         span = slice(first_row, first_row + rows.shape[0])
         self.weight[span], self.scale[span] = quantize_rows(rows.to(self.weight.device), self.scheme)
 
-    def expanded(self, dtype: torch.dtype) -> Tensor:
-        """The weight as floats, (out_features, in_features)."""
-        return (self.weight.to(torch.float32) * self.scale).to(dtype)
-
     def forward(self, x: Tensor) -> Tensor:
         """(..., in_features) -> (..., out_features) in x's dtype."""
         rows = x.reshape(-1, self.in_features)
-        if self.scheme == "int8" and _has_int8_product(rows):
-            result = self._int8_product(rows)
-        elif self.scheme == "fp8" and _has_fp8_product(rows.device):
-            result = self._fp8_product(rows)
-        else:
-            result = F.linear(rows, self.expanded(x.dtype))
-        return result.view(*x.shape[:-1], self.out_features)
+        return self._product(rows)(rows).to(x.dtype).view(*x.shape[:-1], self.out_features)
+
+    def _product(self, rows: Tensor) -> Callable[[Tensor], Tensor]:
+        """The product that this device has for these rows."""
+        sizes = (self.in_features, self.out_features)
+        if self.scheme == "int8" and _has_int8_product(rows, sizes):
+            return self._int8_product
+        if self.scheme == "fp8" and _has_fp8_product(rows, sizes):
+            return self._fp8_product
+        weight = self.weight.to(rows.dtype if rows.dtype != torch.float16 else torch.float32)
+        return lambda block: F.linear(block.to(weight.dtype), weight) * self.scale.t()
 
     def _int8_product(self, rows: Tensor) -> Tensor:
-        quantized, scale = quantize_rows(rows, "int8")
-        return (torch._int_mm(quantized, self.weight.t()) * scale * self.scale.t()).to(rows.dtype)
+        result = torch.empty(rows.shape[0], self.out_features, dtype=rows.dtype, device=rows.device)
+        for block, target in zip(rows.split(ROWS_AT_ONCE), result.split(ROWS_AT_ONCE), strict=True):
+            quantized, scale = quantize_rows(block, "int8")
+            target.copy_((torch._int_mm(quantized, self.weight.t()) * scale).mul_(self.scale.t()))
+        return result
 
     def _fp8_product(self, rows: Tensor) -> Tensor:
         quantized, scale = quantize_rows(rows, "fp8")
-        return torch._scaled_mm(
-            quantized, self.weight.t(), scale_a=scale, scale_b=self.scale.t().contiguous(), out_dtype=rows.dtype
+        return torch._scaled_mm(  # row scales come with bf16 results on every device that has them
+            quantized, self.weight.t(), scale_a=scale, scale_b=self.scale.t().contiguous(), out_dtype=torch.bfloat16
         )
 
 
-def _has_int8_product(rows: Tensor) -> bool:
-    """CUDA's kernel wants more than 16 rows and columns in eights; the CPU's takes everything; MPS has none."""
+def _has_int8_product(rows: Tensor, sizes: tuple[int, int]) -> bool:
+    """CUDA's kernel wants more than 16 rows and sides in eights; the CPU's takes everything; MPS has none."""
     if rows.device.type == "cuda":
-        return rows.shape[0] > 16 and rows.shape[1] % 8 == 0
+        capable = torch.cuda.get_device_capability(rows.device) >= (7, 5)
+        last_block = (rows.shape[0] - 1) % ROWS_AT_ONCE + 1
+        return capable and last_block > 16 and all(size % 8 == 0 for size in sizes)
     return rows.device.type == "cpu"
 
 
-def _has_fp8_product(device: torch.device) -> bool:
-    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 9)
+def _has_fp8_product(rows: Tensor, sizes: tuple[int, int]) -> bool:
+    """Capability 8.9 and newer; sides in sixteens."""
+    if rows.device.type != "cuda" or any(size % 16 for size in sizes):
+        return False
+    return torch.cuda.get_device_capability(rows.device) >= (8, 9)
 
 
 def quantize_layers(model: nn.Module, names: tuple[str, ...], scheme: Scheme, device: torch.device | str) -> None:

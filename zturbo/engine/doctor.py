@@ -12,8 +12,8 @@ from zturbo import __version__
 from zturbo.engine.catalog import CATALOG, Z_IMAGE_TURBO, known, local_path, resolve
 from zturbo.engine.engine import complete, model_size
 from zturbo.engine.machine import Machine, detect
-from zturbo.engine.plan import GIB, ModelSize, Plan, choose_plan
-from zturbo.errors import DoesNotFit, WeightsNotFound
+from zturbo.engine.plan import GIB, ModelSize, Plan, Wish, choose_plan
+from zturbo.errors import ConfigError, DoesNotFit, WeightsError
 from zturbo.models.configs import TextEncoderConfig, TransformerConfig, VaeConfig
 from zturbo.weights import published
 from zturbo.weights.checkpoint import open_checkpoint
@@ -53,19 +53,19 @@ class Report:
         return "\n\n".join([_machine_text(self.machine), *map(_diagnosis_text, self.diagnoses)])
 
 
-def examine(model: str | None = None, device: str = "auto", dtype: str = "auto") -> Report:
+def examine(model: str | None = None, device: str = "auto", dtype: str = "auto", quantization: Wish = "auto") -> Report:
     """Examine this machine for one model, or for every known one.
 
     Args:
         model: a known name, folder or file; None for all known models.
-        device, dtype: as for `Engine.load`.
+        device, dtype, quantization: as for `Engine.load`.
 
     Raises:
         DeviceError, WeightsError: the device or the model named is not there, or is damaged.
     """
     machine = detect(device)
     names = [entry.name for entry in CATALOG] if model is None else [model]
-    return Report(machine, tuple(_diagnose(name, machine, dtype) for name in names))
+    return Report(machine, tuple(_diagnose(name, machine, dtype, quantization) for name in names))
 
 
 def published_size() -> ModelSize:
@@ -77,12 +77,12 @@ def published_size() -> ModelSize:
     )
 
 
-def _diagnose(name: str, machine: Machine, dtype: str) -> Diagnosis:
+def _diagnose(name: str, machine: Machine, dtype: str, quantization: Wish) -> Diagnosis:
     present = not (known(name) is Z_IMAGE_TURBO and local_path(Z_IMAGE_TURBO) is None)
     try:
         size = model_size(complete(open_checkpoint(resolve(name)[1]))) if present else published_size()
-        return Diagnosis(name, present, choose_plan(machine, size, dtype), "")
-    except (DoesNotFit, WeightsNotFound) as error:
+        return Diagnosis(name, present, choose_plan(machine, size, dtype, quantization), "")
+    except (DoesNotFit, WeightsError, ConfigError) as error:
         return Diagnosis(name, present, None, str(error))
 
 

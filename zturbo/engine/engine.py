@@ -8,11 +8,10 @@ progress.pictures[0].pixels
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import TypeVar
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -24,8 +23,9 @@ from zturbo.engine.machine import Machine, detect
 from zturbo.engine.offload import stream_layers
 from zturbo.engine.pipeline import Pipeline
 from zturbo.engine.plan import DTYPES, GIB, ModelSize, Plan, Wish, choose_plan
+from zturbo.engine.progress import Picture, Progress
 from zturbo.engine.tokenizer import PromptTokenizer
-from zturbo.errors import Cancelled, DoesNotFit, WeightsNotFound
+from zturbo.errors import Cancelled, DoesNotFit, InvalidInput, Problem, WeightsError, WeightsNotFound, ZTurboError
 from zturbo.models.text_encoder import Qwen3
 from zturbo.models.transformer import ZImageTransformer
 from zturbo.models.vae import AutoencoderKL
@@ -34,10 +34,9 @@ from zturbo.weights.checkpoint import Checkpoint, open_checkpoint
 from zturbo.weights.lora import Lora, open_lora
 from zturbo.weights.version import file_digest
 
-Stage = Literal["encode", "denoise", "decode", "done"]
+PARTS_HINT = "the parts are of different models: leave --vae and --text-encoder out, or pass matching ones"
 Network = TypeVar("Network", bound=nn.Module)
 Config = TypeVar("Config")
-Pixels = np.ndarray[tuple[int, int, int], np.dtype[np.uint8]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,30 +65,6 @@ class ModelInfo:
     path: Path
     is_nano: bool
     description: str
-
-
-@dataclass(frozen=True, slots=True)
-class Picture:
-    """One drawn picture: (H, W, 3) uint8, and the seed that draws it again alone."""
-
-    pixels: Pixels
-    seed: int
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """What `Engine.draw` is doing. `image` counts from 0, `step` from 0 (nothing done yet) to `steps`.
-
-    pictures, timings: only with the stage "done"; seconds by stage, and "total".
-    """
-
-    stage: Stage
-    image: int
-    images: int
-    step: int
-    steps: int
-    pictures: tuple[Picture, ...] = ()
-    timings: dict[str, float] = field(default_factory=dict)
 
 
 class Engine:
@@ -131,12 +106,15 @@ class Engine:
         info = ModelInfo(name, f"{name}@{checkpoint.version}{adapters}", path, known is NANO, description)
         return cls(pipeline, info, machine, plan, accelerate(pipeline, options.acceleration))
 
-    def draw(self, params: GenerationParams, cancelled: Callable[[], bool] = lambda: False) -> Iterator[Progress]:
+    def draw(
+        self, params: GenerationParams, cancelled: Callable[[], bool] = lambda: False, previews: int = 0
+    ) -> Iterator[Progress]:
         """Draw the pictures of one request, one after another; image i uses the seed + i.
 
         Args:
             params: validated.
             cancelled: asked after each step.
+            previews: how many steps of each picture carry a preview, spread evenly before the last one.
 
         Yields:
             progress after every stage and step; the last one has the stage "done" and the pictures.
@@ -144,7 +122,12 @@ class Engine:
         Raises:
             Cancelled: `cancelled` said so; at most one step was finished in between.
             DoesNotFit: the picture is larger than the plan has memory for.
+            InvalidInput: the model's tokens do not divide the size.
         """
+        side = self.pipeline.pixels_per_token
+        if params.width % side or params.height % side:
+            size = f"{params.width}x{params.height}"
+            raise InvalidInput([Problem(("size",), f"this model draws multiples of {side} pixels; got {size}", size)])
         if params.width * params.height > self.plan.max_pixels:
             raise DoesNotFit(
                 f"{params.width}x{params.height} does not fit: there is memory for {self.plan.max_pixels} pixels",
@@ -152,22 +135,26 @@ class Engine:
             )
         clock = _Clock()
         images, steps = params.num_images, params.steps
+        shown = preview_steps(steps, previews)
         yield Progress("encode", 0, images, 0, steps)
         caption = self.pipeline.caption(params.prompt)
         clock.stop("encode")
+        _stop_if(cancelled)
         pictures = []
         for image in range(images):
             seed = params.seed + image
             yield Progress("denoise", image, images, 0, steps)
             for step in self.pipeline.denoise(caption, params.width, params.height, steps, seed):
                 _stop_if(cancelled)
-                yield Progress("denoise", image, images, step.index, steps)
+                preview = self.pipeline.decode(step.clean_latents()) if step.index in shown else None
+                yield Progress("denoise", image, images, step.index, steps, preview)
+            _check_finite(step.latents, self.plan.dtype)
             clock.stop("denoise")
             yield Progress("decode", image, images, steps, steps)
             pictures.append(Picture(self.pipeline.decode(step.latents), seed))
             _stop_if(cancelled)
             clock.stop("decode")
-        yield Progress("done", images - 1, images, steps, steps, tuple(pictures), clock.timings())
+        yield Progress("done", images - 1, images, steps, steps, None, tuple(pictures), clock.timings())
 
     def block(self) -> str:
         """The start-up block: what runs, how, and why, a line each."""
@@ -184,6 +171,12 @@ class Engine:
             "memory": f"at most {plan.device_bytes / GIB:.1f} GiB",
         }
         return "\n".join(f"{name:>12}  {value}" for name, value in rows.items())
+
+
+def preview_steps(steps: int, previews: int) -> frozenset[int]:
+    """The steps (from 1) that carry a preview: at most `previews` of them, evenly spread, never the last."""
+    count = min(previews, steps - 1)
+    return frozenset(round(steps * (i + 1) / (count + 1)) for i in range(count))
 
 
 def complete(checkpoint: Checkpoint) -> Checkpoint:
@@ -229,6 +222,7 @@ def build_pipeline(
     assert checkpoint.tokenizer is not None
     device = torch.device(plan.device)
     tokenizer = PromptTokenizer(checkpoint.tokenizer.parent)
+    _check_fit(checkpoint, tokenizer)
 
     report("loading the text encoder")
     text_encoder = _empty(Qwen3, checkpoint.text_encoder.config)
@@ -257,10 +251,31 @@ def build_pipeline(
     return Pipeline(tokenizer, text_encoder, transformer, vae, checkpoint.scheduler, tile)
 
 
+def _check_fit(checkpoint: Checkpoint, tokenizer: PromptTokenizer) -> None:
+    """Parts of one model speak of the same latents and the same tokens."""
+    assert checkpoint.text_encoder is not None
+    assert checkpoint.vae is not None
+    ours, theirs = checkpoint.transformer.config.in_channels, checkpoint.vae.config.latent_channels
+    if ours != theirs:
+        raise WeightsError(f"the transformer draws {ours} latent channels, the VAE decodes {theirs}", PARTS_HINT)
+    ours, theirs = tokenizer.size, checkpoint.text_encoder.config.vocab_size
+    if ours > theirs:
+        raise WeightsError(f"the tokenizer has {ours} tokens, the text encoder knows {theirs}", PARTS_HINT)
+
+
 def _empty(network: Callable[[Config], Network], config: Config) -> Network:
     """A network whose parameters take no memory yet."""
     with torch.device("meta"):
         return network(config).eval().requires_grad_(False)
+
+
+def _check_finite(latents: torch.Tensor, dtype: str) -> None:
+    """A picture of infinities is an error, not a black picture; one look per picture, after its last step."""
+    if not bool(latents.isfinite().all()):
+        raise ZTurboError(
+            f"the drawing ended in values that are not finite, computed in {dtype}",
+            "the weights are damaged, or the dtype's range is too small for them: try --dtype bfloat16 or float32",
+        )
 
 
 def _stop_if(cancelled: Callable[[], bool]) -> None:

@@ -3,6 +3,7 @@
 import os
 import platform
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -46,17 +47,17 @@ def host_memory() -> tuple[int, int]:
             free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
     except (OSError, StopIteration, ValueError):
         free = total * 3 // 4  # macOS reports no such figure; leave a quarter to the system
-    return total, min(free, _control_group_limit(total))
+    return total, min(free, _control_group_free(total))
 
 
-def _control_group_limit(total: int) -> int:
-    """Memory limit of the container this process runs in, or `total` where there is none."""
+def _control_group_free(total: int) -> int:
+    """What is left of the memory limit of the container this process runs in, or `total` where there is none."""
+    group = Path("/sys/fs/cgroup")
     try:
-        with open("/sys/fs/cgroup/memory.max", encoding="ascii") as file:  # noqa: PTH123
-            limit = file.read().strip()
+        limit, used = ((group / name).read_text("ascii").strip() for name in ("memory.max", "memory.current"))
     except OSError:
         return total
-    return int(limit) if limit.isdigit() else total
+    return max(0, int(limit) - int(used)) if limit.isdigit() and used.isdigit() else total
 
 
 def detect(device: str = "auto") -> Machine:

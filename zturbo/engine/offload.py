@@ -25,19 +25,33 @@ def stream_layers(text_encoder: Qwen3, device: torch.device) -> None:
 
 
 def _visit(layer: nn.Module, device: torch.device) -> None:
-    """Copy a layer's weights to the device before its forward, and forget the copies after it."""
-    if device.type == "cuda":  # pinned memory is copied at the bus's full speed, without waiting
-        for parameter in layer.parameters():
-            parameter.data = parameter.data.pin_memory()
-    at_home: dict[nn.Parameter, Tensor] = {parameter: parameter.data for parameter in layer.parameters()}
+    """Copy a layer's weights to the device before its forward, and forget the copy after it."""
+    home = _one_buffer(layer, pinned=device.type == "cuda")
+    parts = [(parameter, parameter.data) for parameter in layer.parameters()]
 
     def arrive(_module: nn.Module, _inputs: Any) -> None:
-        for parameter, data in at_home.items():
-            parameter.data = data.to(device, non_blocking=True)
+        visitor = home.to(device, non_blocking=True, copy=True)
+        for (parameter, at_home), part in zip(parts, visitor.split([data.numel() for _, data in parts]), strict=True):
+            parameter.data = part.view(at_home.shape)
 
     def leave(_module: nn.Module, _inputs: Any, _output: Any) -> None:
-        for parameter, data in at_home.items():
-            parameter.data = data
+        for parameter, at_home in parts:
+            parameter.data = at_home
 
     layer.register_forward_pre_hook(arrive)
     layer.register_forward_hook(leave)
+
+
+def _one_buffer(layer: nn.Module, pinned: bool) -> Tensor:
+    """Move a layer's weights into one flat tensor, which one copy can carry; the parameters become views of it.
+
+    Pinned memory is copied at the bus's full speed. PyTorch rounds each pinned block up to a power of two, which
+    many small blocks would pay many times.
+    """
+    parameters = list(layer.parameters())
+    size = sum(parameter.numel() for parameter in parameters)
+    buffer = torch.empty(size, dtype=parameters[0].dtype, pin_memory=pinned)
+    for parameter, part in zip(parameters, buffer.split([p.numel() for p in parameters]), strict=True):
+        part.copy_(parameter.data.flatten())
+        parameter.data = part.view(parameter.shape)
+    return buffer

@@ -25,7 +25,7 @@ from zturbo.models.text_encoder import Qwen3
 from zturbo.models.transformer import Modulation, ZImageTransformer
 from zturbo.models.vae import AutoencoderKL, to_pixels
 
-CAPTIONS_KEPT = 64
+CAPTIONS_KEPT = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +70,7 @@ class Pipeline:
 
     @torch.inference_mode()
     def caption(self, prompt: str) -> Tensor:
-        """The prompt as the transformer reads it, (1, Lp, dim); the last 64 prompts are kept."""
+        """The prompt as the transformer reads it, (1, Lp, dim); the last 16 prompts are kept."""
         if prompt in self._captions:
             self._captions.move_to_end(prompt)
             return self._captions[prompt]

@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 from torch import nn
 
-from zturbo.acceleration.quantize import TEXT_ENCODER_LAYERS, TRANSFORMER_LAYERS, Scheme
+from zturbo.acceleration.quantize import ROWS_AT_ONCE, TEXT_ENCODER_LAYERS, TRANSFORMER_LAYERS, Scheme
 from zturbo.engine.machine import Machine
 from zturbo.errors import DeviceError, DoesNotFit
 from zturbo.models.configs import TextEncoderConfig, TransformerConfig, VaeConfig
@@ -52,6 +52,8 @@ class ModelSize:
     pixels_per_token: int
     values_per_token: int
     """Values alive at once in one forward, per token."""
+    widest_product: int
+    heads: int
     values_per_pixel: int
     """Values alive at once while decoding, per pixel of the picture or tile."""
 
@@ -69,6 +71,8 @@ class ModelSize:
             vae_decoder=_count(decoder),
             pixels_per_token=(vae.factor * transformer.patch_size) ** 2,
             values_per_token=4 * transformer.dim + 3 * max(transformer.dim, transformer.hidden_dim),
+            widest_product=2 * transformer.hidden_dim,
+            heads=transformer.n_heads,
             values_per_pixel=4 * max(vae.block_out_channels[:2]),
         )
 
@@ -127,7 +131,7 @@ def choose_dtype(machine: Machine, wish: str = "auto") -> tuple[str, str]:
 def attention_reason(machine: Machine) -> str:
     """The attention backend in words; PyTorch picks the kernel per shape."""
     kernels = {"cuda": "flash or cuDNN kernel", "mps": "Metal kernel", "cpu": "blocked CPU kernel"}
-    return f"PyTorch SDPA ({kernels[machine.device]}; no masks are needed)"
+    return f"PyTorch SDPA ({kernels[machine.device]}; there are no masks)"
 
 
 def choose_plan(machine: Machine, size: ModelSize, dtype: str = "auto", quantization: Wish = "auto") -> Plan:
@@ -145,6 +149,8 @@ def choose_plan(machine: Machine, size: ModelSize, dtype: str = "auto", quantiza
     """
     if quantization not in ("auto", "none", "int8", "fp8"):
         raise DeviceError(f"unknown quantization {quantization!r}", "one of auto, none, int8, fp8")
+    if quantization == "fp8" and machine.device == "mps":
+        raise DeviceError("fp8 weights are not available on MPS", "take quantization 'int8'")
     plans = _plans(machine, size, choose_dtype(machine, dtype), quantization)
     budget, host_budget = (int(free * HEADROOM[machine.device]) for free in (machine.device_free, machine.host_free))
     for plan in plans:
@@ -192,7 +198,12 @@ def _plan(
     width, side_width = DTYPES[dtype[0]].itemsize, DTYPES[side_dtype].itemsize
     transformer = _bytes(size.transformer, size.transformer_wide if weights[0] else 0, width)
     text = _bytes(size.text_encoder, size.text_encoder_wide if placement == "quantized" else 0, side_width)
-    forward = (max_pixels // size.pixels_per_token + CAPTION_TOKENS) * size.values_per_token * width
+    tokens = max_pixels // size.pixels_per_token + CAPTION_TOKENS
+    forward = tokens * size.values_per_token * width
+    if weights[0] == "int8":
+        forward += min(tokens, ROWS_AT_ONCE) * size.widest_product * 2 * 4  # sums before they are rounded
+    if machine.device == "mps":
+        forward += size.heads * tokens**2 * width  # its attention holds all scores of a head at once
     decode = min(tile**2 if tile else max_pixels, max_pixels) * size.values_per_pixel * side_width
     on_device = size.text_layer * side_width if placement == "streamed" else text
     return Plan(

@@ -24,7 +24,7 @@ def sigmas(steps: int, shift: float) -> Tensor:
     Returns:
         (steps + 1,) fp32, falling from 1 to 0.
     """
-    uniform = torch.linspace(1.0, 1.0 / steps, steps)
+    uniform = torch.linspace(1.0, 1.0 / steps, steps, dtype=torch.float64).float()
     return torch.cat((shift * uniform / (1 + (shift - 1) * uniform), torch.zeros(1)))
 
 

@@ -36,6 +36,11 @@ class PromptTokenizer:
         self.tokenizer.no_truncation()
         self.tokenizer.no_padding()
 
+    @property
+    def size(self) -> int:
+        """One more than the largest token id."""
+        return max(self.tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1
+
     def encode(self, prompt: str, limit: int = MAX_TOKENS) -> Tensor:
         """(1, L) int64 ids of the templated prompt, 1 <= L <= limit, without padding."""
         ids = self.tokenizer.encode(chat_prompt(prompt), add_special_tokens=False).ids

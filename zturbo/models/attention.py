@@ -60,7 +60,7 @@ def rope_table(ids: Tensor, axes_dims: tuple[int, ...], theta: float) -> Tensor:
     return torch.stack((angle.cos(), angle.sin()), dim=-1)
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=8)
 def unified_rope(
     rows: int, columns: int, caption_slots: int, axes_dims: tuple[int, ...], theta: float, device: torch.device
 ) -> Tensor:

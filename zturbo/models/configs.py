@@ -237,8 +237,10 @@ class VaeConfig:
                 raise ConfigError(f"{source}: the member {name!r} is missing")
             m.demand(name, allowed)
         for name in ("down_block_types", "up_block_types"):
-            kinds = set(members.get(name, ()))
-            if not kinds <= {"DownEncoderBlock2D", "UpDecoderBlock2D"}:
+            kinds = members.get(name, [])
+            if not isinstance(kinds, list) or any(
+                kind not in ("DownEncoderBlock2D", "UpDecoderBlock2D") for kind in kinds
+            ):
                 raise m.fail(name, "of DownEncoderBlock2D / UpDecoderBlock2D only")
         config = cls(
             latent_channels=m.integer("latent_channels"),

@@ -72,9 +72,7 @@ def unpatchify(tokens: Tensor, patch: int, rows: int, columns: int) -> Tensor:
 
 
 def scaled_norm(x: Tensor, scale: Tensor, eps: float) -> Tensor:
-    """RMSNorm of (B,S,dim) times a vector per batch (1 or B, dim); one fused call where the vector is shared."""
-    if scale.shape[0] == 1:
-        return F.rms_norm(x, (x.shape[-1],), scale[0], eps)
+    """RMSNorm of (B,S,dim) times a vector for all or one for each (1 or B, dim): the same roundings in both forms."""
     return F.rms_norm(x, (x.shape[-1],), None, eps) * scale.unsqueeze(1)
 
 

@@ -86,7 +86,8 @@ class Checkpoint:
         """16 hexadecimal digits bound to the content of all files and configs; see `zturbo.weights.version`."""
         parts = {"transformer": self.transformer, "text_encoder": self.text_encoder, "vae": self.vae}
         present = [(role, repr(part.config), part.source.files) for role, part in parts.items() if part]
-        return version_of([*present, ("scheduler", repr(self.scheduler), ())])
+        tokenizer = () if self.tokenizer is None else (self.tokenizer,)
+        return version_of([*present, ("scheduler", repr(self.scheduler), ()), ("tokenizer", "", tokenizer)])
 
 
 def open_checkpoint(path: Path, *, text_encoder: Path | None = None, vae: Path | None = None) -> Checkpoint:

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from zturbo.errors import WeightsError
+from zturbo.params import shown
 from zturbo.weights.names import NameTable, Placement, Shape
 
 NAMED_IN_ERRORS = 10
@@ -26,10 +27,15 @@ class TakesRows(Protocol):
 
 
 def some(names: Iterable[str]) -> str:
-    """The first ten names in order, and how many there are."""
+    """The first ten names in order, and how many there are; made safe to show, for a file's author chose them."""
     names = sorted(names)
     more = f" ... ({len(names)} in all)" if len(names) > NAMED_IN_ERRORS else ""
-    return ", ".join(names[:NAMED_IN_ERRORS]) + more
+    return ", ".join(map(_safe, names[:NAMED_IN_ERRORS])) + more
+
+
+def _safe(name: str) -> str:
+    """A plain name as it is, any other in quotes, cut and escaped."""
+    return name if name.isascii() and name.isprintable() and len(name) <= 200 else shown(name)
 
 
 def check_names(shapes: Mapping[str, Shape], table: NameTable, source: Path) -> frozenset[str]:

@@ -280,7 +280,8 @@ def _peft_settings(path: Path, metadata: Mapping[str, str]) -> Mapping[str, Any]
             raise bad_file(path, "has a lora_adapter_metadata that is not a JSON object")
         return {key.removeprefix("transformer."): member for key, member in value.items()}
     beside = path.parent / "adapter_config.json"
-    return read_json(beside) if beside.is_file() else {}
+    # PEFT's own file name: in a folder of many adapters the config is of that one only
+    return read_json(beside) if path.name == "adapter_model.safetensors" and beside.is_file() else {}
 
 
 # --- deltas --------------------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from zturbo.errors import WeightsError, WeightsNotFound
+from zturbo.params import shown
 from zturbo.weights.names import Shape
 from zturbo.weights.sources import MAX_DIMENSIONS, MAX_ELEMENTS, StoredTensor, bad_file
 
@@ -151,9 +152,9 @@ def _parse(path: Path, raw: bytes) -> dict[str, Any]:
 def _unique_members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     members = dict(pairs)
     if len(members) != len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"the name {twice!r} occurs twice")
+        seen: set[str] = set()
+        twice = next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
+        raise ValueError(f"the name {shown(twice)} occurs twice")
     return members
 
 

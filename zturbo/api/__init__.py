@@ -1,0 +1,1 @@
+"""HTTP, and nothing else: bodies to parameters, results and errors to bodies."""

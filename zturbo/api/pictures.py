@@ -1,0 +1,68 @@
+"""`GET` and `HEAD /files/b/...`: the pictures, public but unguessable, whole or a range of them (RFC 9110, 14)."""
+
+import asyncio
+import re
+from collections.abc import AsyncIterator
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response, StreamingResponse
+
+from zturbo.storage.files import Files, OpenFile
+
+CHUNK_BYTES = 1 << 18
+_RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})", re.ASCII)
+
+router = APIRouter()
+
+
+@router.api_route("/files/b/{name:path}", methods=["GET", "HEAD"], name="file")
+async def file(request: Request, name: str) -> Response:
+    """One picture; 404 where there never was one, 410 after its retention."""
+    files: Files = request.app.state.service.files
+    opened = await files.open(name)
+    headers = {
+        "content-type": opened.content_type,
+        "cache-control": "public, max-age=31536000, immutable",
+        "accept-ranges": "bytes",
+        "x-content-type-options": "nosniff",
+    }
+    span = wanted_range(request.headers.get("range"), opened.size_bytes)
+    if span is None:
+        opened.stream.close()
+        return Response(status_code=416, headers={"content-range": f"bytes */{opened.size_bytes}"})
+    first, count = span
+    headers["content-length"] = str(count)
+    whole = count == opened.size_bytes
+    if not whole:
+        headers["content-range"] = f"bytes {first}-{first + count - 1}/{opened.size_bytes}"
+    if request.method == "HEAD":
+        opened.stream.close()
+        return Response(status_code=200 if whole else 206, headers=headers)
+    return StreamingResponse(_read(opened, first, count), 200 if whole else 206, headers)
+
+
+def wanted_range(header: str | None, size: int) -> tuple[int, int] | None:
+    """First byte and count that a Range header asks for; None where it can not be met.
+
+    Several ranges, other units and what cannot be read ask for the whole, as the specification allows.
+    """
+    match = _RANGE.fullmatch(header.strip()) if header else None
+    if match is None or match.groups() == ("", ""):
+        return 0, size
+    if not match[1]:  # the last bytes
+        count = min(int(match[2]), size)
+        return (size - count, count) if count else None
+    first = int(match[1])
+    last = min(int(match[2]), size - 1) if match[2] else size - 1
+    if match[2] and int(match[2]) < first:
+        return 0, size
+    return (first, last - first + 1) if first < size else None
+
+
+async def _read(opened: OpenFile, first: int, count: int) -> AsyncIterator[bytes]:
+    """The bytes of a range, read in a thread so that a slow disk delays nobody else."""
+    with opened.stream as stream:
+        stream.seek(first)
+        while count and (chunk := await asyncio.to_thread(stream.read, min(CHUNK_BYTES, count))):
+            count -= len(chunk)
+            yield chunk

@@ -1,0 +1,143 @@
+"""The wire form of a request: members, aliases and tolerances, turned into `GenerationParams`.
+
+Unknown members are ignored and null means absent, as clients of the published API expect. All problems of a body are
+told at once; the rules of values live in `zturbo.params` alone.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+from zturbo.errors import InvalidInput, Problem
+from zturbo.params import MAX_SIDE, GenerationParams, nearest_side, shown
+
+MODEL = "alibaba/z-image-turbo"
+MODELS = (MODEL, f"aimlapi/{MODEL}")
+MAX_PARTIAL_IMAGES = 3
+DELIVERIES = ("url", "b64_json")
+NAMES: Mapping[str, str] = MappingProxyType(
+    {
+        "prompt": "prompt",
+        "size": "image_size",
+        "steps": "num_inference_steps",
+        "seed": "seed",
+        "num_images": "num_images",
+        "output_format": "output_format",
+        "acceleration": "acceleration",
+        "prompt_expansion": "enable_prompt_expansion",
+        "safety_checker": "enable_safety_checker",
+    }
+)
+"""Our parameter -> the member of the wire."""
+_LENIENT_SIZE = re.compile(r"\s*(\d{1,6})\s*[xX*]\s*(\d{1,6})\s*", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True)
+class ImageRequest:
+    """One body of `POST /v1/images/generations`, checked."""
+
+    model: str
+    params: GenerationParams
+    delivery: str
+    """`url` or `b64_json`."""
+    stream: bool
+    partial_images: int
+
+    @classmethod
+    def parse(cls, body: Mapping[str, Any], models: tuple[str, ...] = MODELS) -> "ImageRequest":
+        """Check a body.
+
+        Raises:
+            InvalidInput: with every problem found.
+        """
+        sent = {name: value for name, value in body.items() if value is not None}
+        problems: list[Problem] = []
+        delivery = _delivery(sent, problems)
+        stream, partial_images = _streaming(sent, problems)
+        model = _model(sent, models, problems)
+        values = {ours: sent[wire] for ours, wire in NAMES.items() if wire in sent}
+        if "num_images" not in values and "n" in sent:
+            values["num_images"] = sent["n"]
+        if "size" not in values and "size" in sent:
+            values["size"] = _lenient_size(sent["size"], problems)
+        try:
+            params = GenerationParams.parse(values, NAMES)
+        except InvalidInput as error:
+            raise InvalidInput([*problems, *error.problems]) from None
+        if problems:
+            raise InvalidInput(problems)
+        return cls(model, params, delivery, stream, partial_images)
+
+
+def read_json_object(raw: bytes) -> dict[str, Any]:
+    """A body's bytes as one JSON object.
+
+    Raises:
+        InvalidInput: not UTF-8, not JSON, a member twice, NaN or Infinity, too deep, or no object.
+    """
+    try:
+        body = json.loads(raw.decode("utf-8"), parse_constant=_no_constant, object_pairs_hook=_unique)
+    except (ValueError, RecursionError) as error:
+        reason = "too deeply nested" if isinstance(error, RecursionError) else str(error)
+        raise InvalidInput([Problem(("body",), f"must be a JSON object: {reason}", ascii(raw[:80]))]) from None
+    if not isinstance(body, dict):
+        raise InvalidInput([Problem(("body",), f"must be a JSON object; got {shown(body)}", ascii(raw[:80]))])
+    return body
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    members = dict(pairs)
+    if len(members) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"the member {shown(next(name for name in names if names.count(name) > 1))} comes twice")
+    return members
+
+
+def _model(sent: Mapping[str, Any], models: tuple[str, ...], problems: list[Problem]) -> str:
+    model = sent.get("model")
+    if model not in models:
+        message = "is required" if model is None else f"must be one of {', '.join(models)}; got {shown(model)}"
+        problems.append(Problem(("model",), message, model, f"nearest valid value: {MODEL}"))
+    return str(model)
+
+
+def _delivery(sent: dict[str, Any], problems: list[Problem]) -> str:
+    """`response_format`; a gateway in wide use sends it as `output_format`."""
+    if isinstance(sent.get("output_format"), str) and sent["output_format"] in DELIVERIES:
+        sent.setdefault("response_format", sent.pop("output_format"))
+    delivery = sent.get("response_format", "url")
+    if delivery not in DELIVERIES:
+        message = f"must be one of {', '.join(DELIVERIES)}; got {shown(delivery)}"
+        problems.append(Problem(("response_format",), message, delivery, "nearest valid value: url"))
+    return str(delivery)
+
+
+def _streaming(sent: Mapping[str, Any], problems: list[Problem]) -> tuple[bool, int]:
+    stream, partial = sent.get("stream", False), sent.get("partial_images", 0)
+    if not isinstance(stream, bool):
+        problems.append(Problem(("stream",), f"must be true or false; got {shown(stream)}", stream))
+    if isinstance(partial, bool) or not isinstance(partial, int) or not 0 <= partial <= MAX_PARTIAL_IMAGES:
+        rule = f"must be an integer from 0 to {MAX_PARTIAL_IMAGES}; got {shown(partial)}"
+        problems.append(Problem(("partial_images",), rule, partial))
+        partial = 0
+    return stream is True, partial
+
+
+def _lenient_size(size: object, problems: list[Problem]) -> object:
+    """OpenAI's `size`: "auto", or "WxH" brought to the nearest size that can be drawn."""
+    if size == "auto":
+        return None
+    match = _LENIENT_SIZE.fullmatch(size) if isinstance(size, str) else None
+    if match is None:
+        message = f'must be "auto" or "WIDTHxHEIGHT"; got {shown(size)}'
+        problems.append(Problem(("size",), message, size, "nearest valid value: 1024x768"))
+        return None
+    width, height = (nearest_side(min(int(side), 2 * MAX_SIDE)) for side in match.groups())
+    return {"width": width, "height": height}

@@ -1,0 +1,37 @@
+"""What an engine tells while it draws; light, so that doors need not import the engine to listen to it."""
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    Pixels = np.ndarray[tuple[int, int, int], np.dtype[np.uint8]]
+
+Stage = Literal["encode", "denoise", "decode", "done"]
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """One drawn picture: (H, W, 3) uint8, and the seed that draws it again alone."""
+
+    pixels: "Pixels"
+    seed: int
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """What `Engine.draw` is doing. `image` counts from 0, `step` from 0 (nothing done yet) to `steps`.
+
+    preview: the picture as the network expects it at this step, where one was asked for.
+    pictures, timings: only with the stage "done"; seconds by stage, and "total".
+    """
+
+    stage: Stage
+    image: int
+    images: int
+    step: int
+    steps: int
+    preview: "Pixels | None" = None
+    pictures: tuple[Picture, ...] = ()
+    timings: dict[str, float] = field(default_factory=dict)
