@@ -12,7 +12,8 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "zturbo"
 SOURCES = sorted(PACKAGE.rglob("*.py"))
-TORCH_FREE = ("params.py", "errors.py", "config.py", "engine/queue.py", "storage/*.py")
+LIGHT = ("service.py", "pricing.py", "engine/queue.py", "engine/worker.py", "engine/progress.py", "storage/*.py")
+TORCH_FREE = ("params.py", "errors.py", "config.py", *LIGHT)
 LIGHT_ON_IMPORT = ("cli.py", "config.py", "errors.py", "params.py", "pictures.py", "__init__.py", "__main__.py")
 HEAVY = {"torch", "numpy", "PIL", "rich", "pydantic", "transformers", "diffusers", "huggingface_hub", "safetensors"}
 VAGUE = {"util", "utils", "helper", "helpers", "common", "base", "core", "misc", "manager"}

@@ -292,7 +292,7 @@ def test_a_feature_that_is_missing_is_refused_only_when_asked_for(
     monkeypatch.setattr("zturbo.engine.engine.Engine.features", frozenset())
     told = run(*one_step, feature, "--quiet")
     assert (told.code, files()) == (2, [])
-    assert told.err.startswith(f"zturbo: {feature}: is not available with this model")
+    assert told.err.startswith(f"zturbo: {feature}: is not available in this version")
 
 
 def test_what_is_not_there_exits_with_2_and_a_hint(run: Callable[..., Told], tmp_path: Path) -> None:

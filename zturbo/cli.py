@@ -201,17 +201,19 @@ def generate(
     target = Target.choose(output, params, config, as_json)
     wanted = {"prompt_expansion": prompt_expansion, "safety_checker": safety_checker}
 
+    _refuse_missing({name for name, asked in wanted.items() if asked})
     start = time.perf_counter()
     engine = _load(config, adapters, text_encoder, vae, quiet)
-    _refuse_missing(engine.features, {name for name, asked in wanted.items() if asked})
     load_s = time.perf_counter() - start
-    done = _draw(engine, params, quiet)
-    paths = []
-    for picture in done.pictures:
-        path = _write(picture, target, params, config, engine)
-        paths.append(path)
-        if path is not None and not as_json:
-            _print_path(path)
+    paths: list[Path | None] = []
+
+    def keep(picture: "Picture") -> None:
+        """At once, so that what is drawn is there even if the next picture is stopped."""
+        paths.append(_write(picture, target, params, config, engine))
+        if paths[-1] is not None and not as_json:
+            _print_path(paths[-1])
+
+    done = _draw(engine, params, quiet, keep)
     timings = {"load": load_s, **done.timings}
     if as_json:
         print(json.dumps(_summary(engine, params, done.pictures, paths, timings)))
@@ -461,21 +463,27 @@ def _nano_line(description: str) -> str:
     )
 
 
-def _refuse_missing(features: frozenset[str], asked: set[str]) -> None:
-    """Asking by name for what this engine lacks is an error; the defaults take what there is."""
-    missing = sorted(asked - features)
+def _refuse_missing(asked: set[str]) -> None:
+    """Asking by name for what the engine lacks is an error; the defaults take what there is."""
+    if not asked:
+        return
+    from zturbo.engine.engine import Engine
+
+    missing = sorted(asked - Engine.features)
     if not missing:
         return
     names = [f"--{name.replace('_', '-')}" for name in missing]
     hint = "leave the flag out: it is on wherever it is available"
-    raise InvalidInput([Problem((name,), "is not available with this model", True, hint) for name in names])
+    raise InvalidInput([Problem((name,), "is not available in this version", True, hint) for name in names])
 
 
-def _draw(engine: "Engine", params: GenerationParams, quiet: bool) -> "Progress":
-    """Draw, showing progress; the last progress has the pictures."""
+def _draw(engine: "Engine", params: GenerationParams, quiet: bool, keep: Callable[["Picture"], None]) -> "Progress":
+    """Draw, showing progress and keeping each picture when it is drawn; the last progress has all of them."""
     with _meter(quiet, params.num_images * params.steps) as show_progress:
         for progress in engine.draw(params):
             show_progress(progress)
+            if progress.stage == "drawn":
+                keep(*progress.pictures)
     return progress
 
 

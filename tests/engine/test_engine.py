@@ -33,7 +33,7 @@ def draw(engine: Engine, **changes: object) -> tuple[Picture, ...]:
 def test_progress_tells_the_whole_story(engine: Engine) -> None:
     seen = list(engine.draw(request(num_images=2)))
     story = [(progress.stage, progress.image, progress.step) for progress in seen]
-    images = [[("denoise", i, 0), ("denoise", i, 1), ("denoise", i, 2), ("decode", i, 2)] for i in range(2)]
+    images = [[("denoise", i, 0), ("denoise", i, 1), ("denoise", i, 2), ("decode", i, 2), ("drawn", i, 2)] for i in range(2)]
     assert story == [("encode", 0, 0), *images[0], *images[1], ("done", 1, 2)]
     assert all((progress.images, progress.steps) == (2, 2) for progress in seen)
     timings = seen[-1].timings

@@ -152,8 +152,9 @@ class Engine:
             clock.stop("denoise")
             yield Progress("decode", image, images, steps, steps)
             pictures.append(Picture(self.pipeline.decode(step.latents), seed))
-            _stop_if(cancelled)
             clock.stop("decode")
+            yield Progress("drawn", image, images, steps, steps, None, (pictures[-1],))
+            _stop_if(cancelled)
         yield Progress("done", images - 1, images, steps, steps, None, tuple(pictures), clock.timings())
 
     def block(self) -> str:

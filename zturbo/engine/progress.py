@@ -8,7 +8,7 @@ if TYPE_CHECKING:
 
     Pixels = np.ndarray[tuple[int, int, int], np.dtype[np.uint8]]
 
-Stage = Literal["encode", "denoise", "decode", "done"]
+Stage = Literal["encode", "denoise", "decode", "drawn", "done"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +24,8 @@ class Progress:
     """What `Engine.draw` is doing. `image` counts from 0, `step` from 0 (nothing done yet) to `steps`.
 
     preview: the picture as the network expects it at this step, where one was asked for.
-    pictures, timings: only with the stage "done"; seconds by stage, and "total".
+    pictures: with the stage "drawn" the picture just finished, with "done" all of them.
+    timings: only with "done"; seconds by stage, and "total".
     """
 
     stage: Stage
