@@ -1,0 +1,164 @@
+"""API keys: made, kept as a hash, checked."""
+
+import asyncio
+import hashlib
+import hmac
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from zturbo import keys
+from zturbo.errors import InvalidInput
+from zturbo.storage.memory import MemoryRecords
+from zturbo.storage.records import Key, KeyLimit, Keys
+from zturbo.storage.sqlite import open_sqlite
+
+NOW = 1_773_230_400_000
+STORE = MemoryRecords().keys
+
+
+def create(store: Keys | None = None, name: str = "Ada's", **given: object) -> tuple[Key, str]:
+    return asyncio.run(keys.create(store or MemoryRecords().keys, name, NOW, **given))  # type: ignore[arg-type]
+
+
+def check(store: Keys, text: str, now_ms: int = NOW) -> Key | keys.KeyRefusal:
+    return asyncio.run(keys.check(store, text, now_ms))
+
+
+def test_a_key_works() -> None:
+    store = MemoryRecords().keys
+    limit = KeyLimit("week", 10_500)
+    key, text = create(store, scopes=["management"], expires_ms=NOW + 1, limit=limit)
+    assert re.fullmatch("[0-9a-f]{32}", text)
+    assert (key.prefix, key.name, key.created_ms, key.limit) == (text[:8], "Ada's", NOW, limit)
+    assert check(store, text) == key
+    assert keys.allows(key, "management")
+    assert not keys.allows(key, "model:image")
+
+
+def test_keys_are_all_different() -> None:
+    store = MemoryRecords().keys
+    assert len({create(store)[1] for _ in range(100)}) == 100
+
+
+def test_only_a_hash_is_kept(tmp_path: Path) -> None:
+    async def story() -> str:
+        records = await open_sqlite(tmp_path / "records.db")
+        key, text = await keys.create(records.keys, "Ada's", NOW)
+        assert key.digest == hashlib.sha256(text.encode()).digest()
+        await records.close()
+        return text
+
+    text = asyncio.run(story())
+    data = b"".join(path.read_bytes() for path in tmp_path.iterdir())
+    assert text[:8].encode() in data
+    assert text[8:].encode() not in data
+    assert bytes.fromhex(text) not in data
+    assert text[8:] not in repr(create())
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "0" * 31, "0" * 33, "A" * 32, "g" * 32, "0" * 32 + "\n", " " + "0" * 31, "٠" * 32, "\ud800" * 32, "x" * 10**6],  # noqa: RUF001
+    ids=lambda text: ascii(text)[:12],
+)  # fmt: skip
+def test_malformed_keys(text: str) -> None:
+    assert check(STORE, text) == "malformed"
+    if text:
+        with pytest.raises(InvalidInput, match="32 lower-case hex") as caught:
+            create(text=text)
+        assert text not in str(caught.value), "it may be a secret with a typing error"
+
+
+def test_somebody_elses_prefix_reads_as_unknown() -> None:
+    store = MemoryRecords().keys
+    key, text = create(store)
+    other = text[:8] + ("0" * 24 if text[8:] != "0" * 24 else "1" * 24)
+    assert check(store, "0" * 32 if text[:8] != "0" * 8 else "1" * 32) == "unknown"
+    for changed in (key, replace(key, enabled=False), replace(key, expires_ms=NOW)):
+        asyncio.run(store.update(key.prefix, lambda _, changed=changed: changed))  # type: ignore[misc]
+        assert check(store, other) == "unknown"
+
+
+@given(st.integers(0, 31), st.sampled_from("0123456789abcdef"))
+def test_one_wrong_character_is_enough(position: int, wrong: str) -> None:
+    store = MemoryRecords().keys
+    key, text = create(store, text="0123456789abcdef0123456789abcdef")
+    changed = text[:position] + wrong + text[position + 1 :]
+    assert check(store, changed) == (key if changed == text else "unknown")
+
+
+def test_disabled_and_expired_keys() -> None:
+    store = MemoryRecords().keys
+    key, text = create(store, expires_ms=NOW + 5)
+    assert check(store, text, NOW + 4) == key
+    assert check(store, text, NOW + 5) == "expired"
+    asyncio.run(store.update(key.prefix, lambda old: replace(old, enabled=False)))
+    assert check(store, text) == "disabled"
+    asyncio.run(store.update(key.prefix, lambda old: replace(old, enabled=True, expires_ms=None)))
+    assert check(store, text, NOW + 10**12) == replace(key, expires_ms=None)
+    asyncio.run(store.delete(key.prefix))
+    assert check(store, text) == "unknown"
+
+
+def test_digests_are_compared_in_constant_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For a known prefix and for an unknown one."""
+    compared: list[tuple[bytes, bytes]] = []
+
+    def compare(one: bytes, other: bytes) -> bool:
+        compared.append((one, other))
+        return one == other
+
+    monkeypatch.setattr(hmac, "compare_digest", compare)
+    store = MemoryRecords().keys
+    _, text = create(store)
+    check(store, text)
+    check(store, "0" * 32)
+    assert [[len(side) for side in sides] for sides in compared] == [[32, 32]] * 2
+
+
+def test_every_wrong_member_is_told_at_once() -> None:
+    with pytest.raises(InvalidInput) as caught:
+        create(name="", scopes=["model:images", "root"], expires_ms=NOW, text="secret")
+    problems = {problem.path: problem for problem in caught.value.problems}
+    assert set(problems) == {("name",), ("scopes",), ("expires_at",), ("key",)}
+    assert len(caught.value.problems) == 5
+    assert "nearest valid value: model:image" in str(caught.value)
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["", "x" * 101, "a\nb", "\ud800", "\0"], ids=ascii)
+def test_wrong_names(name: str) -> None:
+    with pytest.raises(InvalidInput, match=r"name: must be 1 to 100 printable"):
+        create(name=name)
+
+
+@pytest.mark.parametrize("expires_ms", [NOW, 0, 253_402_300_800_000, 10**40])
+def test_wrong_expiries(expires_ms: int) -> None:
+    with pytest.raises(InvalidInput, match="expires_at: must be in the future"):
+        create(expires_ms=expires_ms)
+
+
+def test_scopes_must_be_some() -> None:
+    with pytest.raises(InvalidInput, match="scopes: must be some of model:image, management; got none"):
+        create(scopes=[])
+
+
+def test_a_given_key_is_made_once() -> None:
+    store = MemoryRecords().keys
+    create(store, text="0" * 32)
+    with pytest.raises(InvalidInput, match="prefix 00000000 exists already"):
+        create(store, text="0" * 31 + "1")
+    assert isinstance(check(store, "0" * 32), Key)
+
+
+def test_a_taken_prefix_is_passed_by(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = MemoryRecords().keys
+    create(store, text="0" * 32)
+    texts = iter(["0" * 31 + "1", "f" * 32])
+    monkeypatch.setattr("secrets.token_hex", lambda _: next(texts))
+    assert create(store)[1] == "f" * 32

@@ -1,0 +1,121 @@
+"""The seam of the pictures: their names, `Files`, and the removal of those that no request knows.
+
+A name is `<8 hex>/<21 characters>.<png|jpeg|webp>`, as published URLs end. The 21 are from a cryptographic source, 126
+bits: whoever has the name may have the picture. The 8 only spread pictures over folders.
+"""
+
+import re
+import secrets
+from dataclasses import dataclass
+from typing import BinaryIO, Protocol
+
+from zturbo.errors import ZTurboError
+from zturbo.params import OUTPUT_FORMATS
+from zturbo.storage.records import History
+
+_NAME = re.compile(rf"[0-9a-f]{{8}}/[A-Za-z0-9_-]{{21}}\.({'|'.join(OUTPUT_FORMATS)})")
+_FOLDER = re.compile(r"[0-9a-f]{8}")
+
+
+class NoSuchFile(ZTurboError):
+    """There never was a picture of that name, or the name is none."""
+
+    status = 404
+    code = "file_not_found"
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"there is no file {name[:60]!r}")
+
+
+class FileGone(ZTurboError):
+    """The picture was there, and was removed when its retention was over."""
+
+    status = 410
+    code = "file_gone"
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"the file {name} was removed when its retention was over", "draw it again with its seed")
+
+
+@dataclass(frozen=True, slots=True)
+class OpenFile:
+    """A picture to read from; whoever has it closes `stream`. It stays whole when the picture is swept meanwhile."""
+
+    stream: BinaryIO
+    size_bytes: int
+    modified_ms: int
+    content_type: str
+
+
+class Files(Protocol):
+    """The pictures. Every method may raise StorageError, and works again once the cause is gone."""
+
+    async def put(self, data: bytes, output_format: str) -> str:
+        """Keep a picture, whole or not at all, and on the disk when this returns; returns its new name.
+
+        Where the caller is cancelled while it waits, nothing is kept.
+        """
+
+    async def open(self, name: str) -> OpenFile:
+        """Open a picture.
+
+        Raises:
+            FileGone: it was swept.
+            NoSuchFile: there never was one of that name, or the name is none.
+        """
+
+    async def delete(self, name: str) -> bool:
+        """Remove a picture that was never told to anybody: from then on it never was. False where there is none."""
+
+    async def folders(self) -> tuple[str, ...]:
+        """The first parts of all names."""
+
+    async def names(self, folder: str) -> tuple[str, ...]:
+        """The names of all pictures in one folder, whole."""
+
+    async def sweep(self, before_ms: int) -> int:
+        """Remove what was put before a moment, and remember that it was there; returns how many."""
+
+    async def close(self) -> None:
+        """Let go of the store. Calling it again does nothing."""
+
+
+def new_name(output_format: str, folder: str | None = None) -> str:
+    """An unguessable name, in a folder that exists or in a new one."""
+    assert output_format in OUTPUT_FORMATS, output_format
+    return f"{folder or new_folder()}/{secrets.token_urlsafe(16)[:21]}.{output_format}"
+
+
+def new_folder() -> str:
+    """The first part of a name."""
+    return secrets.token_hex(4)
+
+
+def is_name(text: str) -> bool:
+    """Whether a text can be a picture's name; everything else is refused before it touches a disk."""
+    return _NAME.fullmatch(text) is not None
+
+
+def is_folder(text: str) -> bool:
+    """Whether a text can be the first part of a name."""
+    return _FOLDER.fullmatch(text) is not None
+
+
+def content_type_of(name: str) -> str:
+    """The media type that a name's suffix stands for."""
+    return f"image/{name.rpartition('.')[2]}"
+
+
+async def remove_unknown(files: Files, history: History) -> int:
+    """Remove pictures that no delivered request refers to, as a killed server leaves them; returns how many.
+
+    For the start of a server: a picture that is on its way to its row has none either.
+    """
+    removed = 0
+    for folder in await files.folders():
+        names = await files.names(folder)
+        known = await history.known_files(names)
+        for name in names:
+            if name not in known:
+                removed += await files.delete(name)
+    return removed
