@@ -33,8 +33,9 @@ def draw(engine: Engine, **changes: object) -> tuple[Picture, ...]:
 def test_progress_tells_the_whole_story(engine: Engine) -> None:
     seen = list(engine.draw(request(num_images=2)))
     story = [(progress.stage, progress.image, progress.step) for progress in seen]
-    images = [[("denoise", i, 0), ("denoise", i, 1), ("denoise", i, 2), ("decode", i, 2), ("drawn", i, 2)] for i in range(2)]
-    assert story == [("encode", 0, 0), *images[0], *images[1], ("done", 1, 2)]
+    stages = [("denoise", 0), ("denoise", 1), ("denoise", 2), ("decode", 2), ("drawn", 2)]
+    images = [(stage, image, step) for image in range(2) for stage, step in stages]
+    assert story == [("encode", 0, 0), *images, ("done", 1, 2)]
     assert all((progress.images, progress.steps) == (2, 2) for progress in seen)
     timings = seen[-1].timings
     assert set(timings) == {"encode", "denoise", "decode", "total"}

@@ -28,11 +28,11 @@ def now_ms() -> int:
 async def serve(folder: Path, run: str) -> None:
     records = await open_sqlite(folder / "records.db", serve=True, now_ms=now_ms())
     files = await LocalFiles.start(folder / "files")
-    await asyncio.gather(*(client(records, files, f"{run}-{number}") for number in range(CLIENTS)))
+    await asyncio.gather(*(client(records, files, f"{run}-{number}", number) for number in range(CLIENTS)))
 
 
-async def client(records: SqliteRecords, files: LocalFiles, name: str) -> None:
-    count = 0
+async def client(records: SqliteRecords, files: LocalFiles, name: str, count: int) -> None:
+    """Ask for ever; every fifth request fails, and the clients start at different counts, so some fail at once."""
     while True:
         count += 1
         request_id = f"{name}-{count}"
