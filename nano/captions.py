@@ -1,0 +1,557 @@
+"""Scene -> words: tags, sentences, paraphrases and long descriptions, with synonyms, other orders, fillers and noise.
+
+A caption may leave things out but never says what is not in the picture. `REFUSED` sentences are kept for measuring
+and never come out of here.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from nano.world import NATURAL, OBJECTS, Scene, Subject
+
+SEED_PROMPT = "A T-Rex relaxing on a beach, lying on a sun lounger and wearing sunglasses."
+REFUSED = frozenset({SEED_PROMPT.lower().rstrip(".")})
+EXPAND_INSTRUCTION = "Describe this picture in detail: "
+"""What a user turn starts with when the language model is to write the long description of a short prompt."""
+
+NOUNS: dict[str, tuple[str, ...]] = {
+    "t-rex": ("T-Rex", "T-Rex", "t-rex", "tyrannosaurus", "dinosaur", "dino", "T. rex", "tyrannosaurus rex"),
+    "cat": ("cat", "cat", "kitty", "kitten"),
+    "dog": ("dog", "dog", "puppy", "doggy"),
+    "bird": ("bird", "bird", "little bird", "birdie"),
+    "robot": ("robot", "robot", "android", "bot"),
+    "person": ("person", "child", "kid", "girl", "boy", "woman", "man"),
+    "bear": ("bear", "teddy bear", "brown bear"),
+    "rabbit": ("rabbit", "bunny", "hare"),
+    "lion": ("lion", "lion", "big cat with a mane"),
+    "mouse": ("mouse", "little mouse"),
+    "pig": ("pig", "piglet"),
+    "fish": ("fish", "fish", "goldfish"),
+    "car": ("car", "car", "automobile", "little car"),
+    "boat": ("boat", "sailing boat", "sailboat", "boat"),
+    "house": ("house", "house", "cottage", "home"),
+    "flower": ("flower", "flower", "blossom", "bloom"),
+    "balloon": ("balloon", "balloon", "party balloon"),
+    "rocket": ("rocket", "spaceship", "rocket ship"),
+    "train": ("train", "steam train", "locomotive"),
+    "umbrella": ("umbrella", "parasol", "beach umbrella"),
+    "sun lounger": ("sun lounger", "deck chair", "lounger"),
+    "plane": ("plane", "airplane", "aeroplane"),
+    "truck": ("truck", "lorry"),
+    "lamp": ("street lamp", "lamp post", "lamp"),
+    "gift": ("gift", "present", "gift box"),
+}
+PLURALS = {
+    "fish": "fish",
+    "goldfish": "goldfish",
+    "mouse": "mice",
+    "little mouse": "little mice",
+    "person": "people",
+    "child": "children",
+    "woman": "women",
+    "man": "men",
+    "puppy": "puppies",
+    "kitty": "kitties",
+    "doggy": "doggies",
+    "T-Rex": "T-Rexes",
+    "t-rex": "t-rexes",
+    "T. rex": "T. rexes",
+    "butterfly": "butterflies",
+    "tyrannosaurus": "tyrannosauruses",
+    "tyrannosaurus rex": "tyrannosaurus rexes",
+    "lorry": "lorries",
+    "gift box": "gift boxes",
+    "cactus": "cactuses",
+    "fox": "foxes",
+    "bunny": "bunnies",
+    "snowman": "snowmen",
+    "big cat with a mane": "big cats with manes",
+}
+HUES: dict[str, tuple[str, ...]] = {
+    "red": ("red", "red", "red", "scarlet", "crimson"),
+    "orange": ("orange",),
+    "yellow": ("yellow", "yellow", "yellow", "lemon-yellow"),
+    "green": ("green", "green", "green", "emerald"),
+    "blue": ("blue", "blue", "blue", "azure"),
+    "purple": ("purple", "purple", "violet"),
+    "pink": ("pink", "pink", "pink", "rosy"),
+    "brown": ("brown", "brown", "chocolate-brown"),
+    "white": ("white", "white", "snow-white"),
+    "black": ("black", "black", "jet-black"),
+}
+WHERE: dict[str, tuple[str, ...]] = {
+    "beach": (
+        "on a beach",
+        "on the beach",
+        "at the beach",
+        "on a sandy beach",
+        "at the seaside",
+        "on the sand",
+        "on the shore",
+    ),
+    "sea": (
+        "at sea",
+        "on the sea",
+        "on the open sea",
+        "on the ocean",
+        "in the ocean",
+        "out on the water",
+        "on the waves",
+    ),
+    "meadow": (
+        "in a meadow",
+        "on a meadow",
+        "in a green field",
+        "on the grass",
+        "in a grassy meadow",
+        "in the green hills",
+    ),
+    "forest": ("in a forest", "in the forest", "in the woods", "among the fir trees", "in a dark wood"),
+    "snow": (
+        "in the snow",
+        "in a snowy landscape",
+        "in winter",
+        "on a snowy field",
+        "while it is snowing",
+        "in a winter landscape",
+    ),
+    "city": (
+        "in a city",
+        "in the city",
+        "on a city street",
+        "in town",
+        "downtown",
+        "on the street",
+        "in front of tall buildings",
+    ),
+    "space": (
+        "in space",
+        "on the moon",
+        "in outer space",
+        "among the stars and planets",
+        "on a distant planet",
+        "in the cosmos",
+    ),
+    "mountains": ("in the mountains", "in front of snowy mountains", "in the alps", "below high peaks"),
+    "desert": ("in the desert", "in a desert", "among sand dunes", "on a dune"),
+    "underwater": ("under water", "underwater", "at the bottom of the sea", "under the sea"),
+    "room": ("in a room", "in a living room", "indoors", "at home in a cosy room"),
+    "plain": ("on a plain background", "on a simple background", "in front of a plain wall", "in front of nothing"),
+}
+TAGS: dict[str, tuple[str, ...]] = {
+    "beach": ("beach", "sandy beach", "seaside"),
+    "sea": ("sea", "ocean", "open water"),
+    "meadow": ("meadow", "grass", "green field"),
+    "forest": ("forest", "woods"),
+    "snow": ("snow", "winter", "snowy"),
+    "city": ("city", "town", "street"),
+    "space": ("space", "outer space", "moon"),
+    "mountains": ("mountains", "alps"),
+    "desert": ("desert", "dunes"),
+    "underwater": ("underwater", "under the sea"),
+    "room": ("room", "indoors"),
+    "plain": ("plain background",),
+}
+WHEN: dict[str, tuple[str, ...]] = {
+    "day": ("during the day", "on a sunny day", "in bright daylight", "under a blue sky", "in the sunshine"),
+    "sunset": ("at sunset", "at dusk", "in the evening light", "under an orange sky", "as the sun goes down"),
+    "night": ("at night", "under the moon", "by moonlight", "on a starry night", "in the dark of night"),
+}
+SPOT: dict[str, tuple[str, ...]] = {
+    "left": ("on the left", "on the left side", "to the left", "on the left-hand side"),
+    "centre": ("in the middle", "in the centre", "in the center"),
+    "right": ("on the right", "on the right side", "to the right", "on the right-hand side"),
+}
+SIZED: dict[str, tuple[str, ...]] = {
+    "small": ("small", "little", "tiny"),
+    "medium": ("",),
+    "big": ("big", "large", "huge"),
+}
+POSED: dict[str, tuple[str, ...]] = {
+    "standing": ("standing", "standing around", "standing there"),
+    "sitting": ("sitting", "sitting down", "seated", "sitting on the ground"),
+    "lying": ("lying down", "lying on the ground", "lying"),
+    "jumping": ("jumping", "leaping", "jumping for joy"),
+}
+LOUNGING_VERBS = (
+    "lying",
+    "lying",
+    "relaxing",
+    "resting",
+    "lounging",
+    "reclining",
+    "sunbathing",
+    "taking a nap",
+    "stretched out",
+)
+LOUNGING_SEATS = (
+    "on a sun lounger",
+    "on a sun lounger",
+    "on a lounger",
+    "on a deck chair",
+    "on a sunbed",
+    "on a beach chair",
+    "in a deck chair",
+)
+RESTING = (
+    "relaxing",
+    "relaxing",
+    "resting",
+    "chilling",
+    "taking it easy",
+    "on holiday",
+    "enjoying itself",
+    "having a rest",
+)
+WEARING = ("wearing", "wearing", "with", "in")
+CLOTHES: dict[str, tuple[str, ...]] = {
+    "sunglasses": (
+        "sunglasses",
+        "sunglasses",
+        "sunglasses",
+        "shades",
+        "dark glasses",
+        "cool sunglasses",
+        "a pair of sunglasses",
+    ),
+    "hat": ("a hat", "a hat", "a sun hat", "a straw hat", "a funny hat"),
+    "scarf": ("a scarf", "a scarf", "a warm scarf", "a woolly scarf"),
+}
+COUNTED: dict[int, tuple[str, ...]] = {
+    2: ("two", "two", "2", "a pair of"),
+    3: ("three", "three", "3"),
+    4: ("four", "four", "4"),
+}
+STYLED: dict[str, tuple[str, ...]] = {
+    "flat": ("flat illustration", "storybook illustration", "cartoon", "children's book picture"),
+    "watercolour": ("watercolour", "watercolor painting", "soft watercolour"),
+    "pixel art": ("pixel art", "8-bit pixel art", "pixelated"),
+    "line drawing": ("line drawing", "ink drawing", "black and white line art"),
+    "neon": ("neon style", "neon lights", "glowing neon"),
+}
+WEATHERED: dict[str, tuple[str, ...]] = {
+    "clear": ("",),
+    "rain": ("in the rain", "on a rainy day"),
+    "fog": ("in the fog", "in thick mist"),
+}
+OPENINGS = (
+    "a picture of",
+    "an illustration of",
+    "a drawing of",
+    "an image of",
+    "a cute drawing of",
+    "please draw",
+    "show me",
+    "I want to see",
+    "a lovely scene with",
+    "a storybook illustration of",
+    "can you draw",
+)
+CLOSINGS = (
+    "highly detailed",
+    "beautiful",
+    "4k",
+    "masterpiece",
+    "cute",
+    "colourful",
+    "for children",
+    "please",
+    "nice",
+    "in a calm mood",
+)
+STRANGERS = (
+    "amazing",
+    "quixotic",
+    "serendipity",
+    "bokeh",
+    "whimsical",
+    "epic",
+    "trending",
+    "blorp",
+    "unreal",
+    "vivid",
+    "hdr",
+)
+SYLLABLES = (
+    "ba",
+    "ko",
+    "li",
+    "mer",
+    "ta",
+    "zu",
+    "ne",
+    "ri",
+    "po",
+    "ster",
+    "ing",
+    "al",
+    "fo",
+    "gra",
+    "vi",
+    "du",
+    "wen",
+    "sha",
+)
+FINISHES = ("clean outlines", "clear shapes", "soft colours")
+ADJECTIVES = ("cute", "happy", "friendly", "funny", "lovely", "cheerful")
+STAGES: dict[str, str] = {
+    "beach": "a sandy beach with the blue sea behind it",
+    "sea": "the open sea with small waves",
+    "meadow": "a green meadow with rolling hills and little flowers",
+    "forest": "a forest of dark fir trees",
+    "snow": "a snowy landscape with fir trees and falling snowflakes",
+    "city": "a city street in front of tall buildings with many windows",
+    "space": "outer space with stars and planets above a grey moon",
+    "mountains": "a green valley in front of snowy mountains",
+    "desert": "a desert with yellow dunes",
+    "underwater": "the bottom of the sea with weeds and bubbles",
+    "room": "a cosy room with a wooden floor and a window",
+    "plain": "a plain background",
+}
+LIGHTS: dict[str, tuple[str, ...]] = {
+    "day": ("bright daylight under a blue sky with soft clouds", "the light of a sunny day"),
+    "sunset": ("the warm orange light of sunset", "the evening light of a setting sun"),
+    "night": ("the dark of night under moon and stars", "a quiet starry night"),
+}
+
+Rng = np.random.Generator
+
+
+def pick(options: Sequence[str], rng: Rng) -> str:
+    return options[int(rng.integers(len(options)))]
+
+
+def _a(noun: str) -> str:
+    return ("an " if noun[0].lower() in "aeiou" else "a ") + noun
+
+
+def _noun_phrase(subject: Subject, rng: Rng, everything: bool = False, article: bool = True) -> str:
+    """ "three small red cats": count, size, colour and noun; the natural colour may go without saying."""
+    noun = pick(NOUNS.get(subject.kind, (subject.kind,)), rng)
+    if subject.count > 1:
+        noun = PLURALS.get(noun, noun + "s")
+    words = []
+    if subject.size != "medium" and (everything or rng.random() < 0.88):
+        words.append(pick(SIZED[subject.size], rng))
+    if rng.random() < 0.08:
+        words.append(pick(ADJECTIVES, rng))
+    if everything or rng.random() < (0.5 if subject.colour == NATURAL[subject.kind] else 0.96):
+        words.append(pick(HUES[subject.colour], rng))
+    phrase = " ".join([*words, noun])
+    if subject.count > 1:
+        return f"{pick(COUNTED[subject.count], rng)} {phrase}"
+    return _a(phrase) if article else phrase
+
+
+def _worn(subject: Subject, rng: Rng) -> str:
+    clothes = [pick(CLOTHES[item], rng) for item in subject.worn]
+    if rng.random() < 0.5:
+        clothes.reverse()
+    if subject.count > 1:
+        clothes = [
+            item.replace("a ", "", 1) + ("s" if "glasses" not in item and "shades" not in item else "")
+            if item.startswith("a ") and "pair" not in item
+            else item
+            for item in clothes
+        ]
+    verb = pick(WEARING, rng)
+    return f"{verb} {' and '.join(clothes)}" if clothes else ""
+
+
+def _posed(subject: Subject, rng: Rng, everything: bool = False) -> str:
+    if subject.on_lounger:
+        return f"{pick(LOUNGING_VERBS, rng)} {pick(LOUNGING_SEATS, rng)}"
+    if subject.kind not in ("t-rex",) and subject.pose == "standing" and subject.worn == () and not everything:
+        return pick(POSED["standing"], rng) if rng.random() < 0.12 else ""
+    if subject.pose != "standing" or rng.random() < 0.3:
+        return pick(POSED[subject.pose], rng)
+    return ""
+
+
+def _is_thing(subject: Subject) -> bool:
+    return subject.kind in OBJECTS
+
+
+def _details(subject: Subject, rng: Rng, place: bool) -> list[str]:
+    """Pose, clothes and place, those that are worth a word."""
+    parts = [] if _is_thing(subject) else [_posed(subject, rng), _worn(subject, rng)]
+    if place:
+        parts.append(pick(SPOT[subject.place], rng))
+    return [part for part in parts if part]
+
+
+def _speaks_of_place(scene: Scene, rng: Rng) -> bool:
+    subject = scene.subjects[0]
+    if subject.count > 1:
+        return False
+    return bool(rng.random() < (0.15 if subject.place == "centre" else 0.88))
+
+
+def _join(parts: list[str], rng: Rng) -> str:
+    if len(parts) < 2:
+        return "".join(parts)
+    if rng.random() < 0.5:
+        return ", ".join(parts[:-1]) + " and " + parts[-1]
+    return " ".join(parts) if rng.random() < 0.5 else ", ".join(parts)
+
+
+def _time(scene: Scene, rng: Rng) -> str:
+    if scene.setting == "space":
+        return ""
+    said = rng.random() < (0.28 if scene.time == "day" else 0.96)
+    words = pick(WHEN[scene.time], rng) if said else ""
+    weather = pick(WEATHERED[scene.weather], rng)
+    return " ".join(word for word in (words, weather) if word)
+
+
+def _subjects(scene: Scene, rng: Rng) -> str:
+    place = _speaks_of_place(scene, rng)
+    phrases = []
+    for subject in scene.subjects:
+        details = _details(subject, rng, place)
+        if rng.random() < 0.5:
+            details = [details[i] for i in rng.permutation(len(details))]
+        phrases.append(" ".join([_noun_phrase(subject, rng), _join(details, rng)]).strip())
+    order = list(rng.permutation(len(phrases)))
+    return pick((" and ", ", ", " next to ", " with ") if not place else (" and ", ", "), rng).join(
+        phrases[i] for i in order
+    )
+
+
+def _sentence(scene: Scene, rng: Rng) -> str:
+    subjects, where, when = _subjects(scene, rng), pick(WHERE[scene.setting], rng), _time(scene, rng)
+    order = rng.random()
+    if order < 0.5:
+        return " ".join(part for part in (subjects, where, when) if part)
+    if order < 0.7:
+        opening = " ".join(part for part in ((when, where) if rng.random() < 0.4 else (where, when)) if part)
+        return f"{opening}{pick((', ', ', there is ', ': '), rng) if scene.subjects[0].count == 1 else ', '}{subjects}"
+    if order < 0.85:
+        return f"{subjects}, {where}{', ' + when if when else ''}"
+    return f"{when + ', ' if when else ''}{subjects} {where}"
+
+
+def _relaxed(scene: Scene, rng: Rng) -> str:
+    """The wording family of the seed's example: who relaxes where, then how."""
+    subject = next(s for s in scene.subjects if s.on_lounger)
+    first = f"{_noun_phrase(subject, rng)} {pick(RESTING, rng)} {pick(WHERE[scene.setting], rng)}"
+    when = _time(scene, rng)
+    how = [part for part in (_posed(subject, rng), _worn(subject, rng)) if part]
+    if rng.random() < 0.35:
+        how.reverse()
+    others = [
+        _noun_phrase(s, rng) + (" " + pick(SPOT[s.place], rng) if rng.random() < 0.7 else "")
+        for s in scene.subjects
+        if s is not subject
+    ]
+    text = f"{first}{' ' + when if when else ''}{pick((', ', ' '), rng)}{_join(how, rng)}"
+    if len(scene.subjects) == 1 and subject.place != "centre" and rng.random() < 0.8:
+        text += f" {pick(SPOT[subject.place], rng)}"
+    return text + (f", with {others[0]}" if others else "")
+
+
+def _tags(scene: Scene, rng: Rng) -> str:
+    tags = [pick(TAGS[scene.setting], rng)]
+    place = _speaks_of_place(scene, rng)
+    for subject in scene.subjects:
+        tags.append(
+            " ".join(
+                [
+                    _noun_phrase(subject, rng, article=bool(rng.random() < 0.3)),
+                    *([pick(SPOT[subject.place], rng)] if place else []),
+                ]
+            )
+        )
+        if len(scene.subjects) == 1:
+            if subject.on_lounger:
+                tags.append(pick(("sun lounger", "lying on a lounger", "deck chair", "lounging"), rng))
+            elif subject.pose != "standing":
+                tags.append(pick(POSED[subject.pose], rng))
+            tags += [pick(CLOTHES[item], rng).removeprefix("a ") for item in subject.worn]
+        else:
+            tags[-1] = " ".join([tags[-1], *_details(subject, rng, False)])
+    if scene.time != "day" or rng.random() < 0.2:
+        tags.append(scene.time if rng.random() < 0.6 else pick(WHEN[scene.time], rng))
+    tags += [word for word in (pick(WEATHERED[scene.weather], rng),) if word]
+    return pick((", ", ", ", " "), rng).join(tags[i] for i in rng.permutation(len(tags)))
+
+
+def _long_subject(subject: Subject, rng: Rng) -> str:
+    verb = "are" if subject.count > 1 else "is"
+    phrase = _noun_phrase(subject, rng, everything=True)
+    place = pick(SPOT[subject.place], rng) + " of the picture" if subject.count == 1 else "side by side"
+    doing = "" if _is_thing(subject) else (_posed(subject, rng, True) or "standing")
+    worn = "" if _is_thing(subject) else _worn(subject, rng)
+    if rng.random() < 0.5:
+        middle = " ".join(part for part in (doing, place) if part)
+        return f"{phrase} {verb} {middle}{', ' + worn if worn else ''}."
+    opening = place[0].upper() + place[1:]
+    return f"{opening} {verb} {phrase}{' ' + doing if doing else ''}{' ' + worn if worn else ''}."
+
+
+def long_caption(scene: Scene, rng: Rng) -> str:
+    """Two to four sentences that name everything; what the language model learns to write."""
+    subjects = [_capital(_long_subject(subject, rng)) for subject in scene.subjects]
+    stage = f"The scene is {STAGES[scene.setting]}"
+    light = "" if scene.setting == "space" else f" in {pick(LIGHTS[scene.time], rng)}"
+    weather = {"clear": "", "rain": ", while rain is falling", "fog": ", wrapped in fog"}[scene.weather]
+    style = f"{_capital(pick(STYLED[scene.style], rng))} with {pick(FINISHES, rng)}."
+    parts = [*subjects, f"{stage}{light}{weather}."]
+    if rng.random() < 0.25:
+        parts = parts[::-1]
+    return " ".join([*parts, style] if rng.random() < 0.7 or scene.style != "flat" else parts)
+
+
+def short_caption(scene: Scene, rng: Rng) -> str:
+    """A few words: the kinds, perhaps a colour, perhaps the setting."""
+    phrases = [_noun_phrase(subject, rng, article=bool(rng.random() < 0.7)) for subject in scene.subjects]
+    parts = [" and ".join(phrases)]
+    if rng.random() < 0.6:
+        parts.append(pick(WHERE[scene.setting], rng))
+    return " ".join(parts)
+
+
+def _capital(text: str) -> str:
+    return text[0].upper() + text[1:]
+
+
+def _noisy(text: str, scene: Scene, rng: Rng) -> str:
+    """Openings, closings, style words, unknown words, case and full stop."""
+    if rng.random() < 0.14:
+        text = f"{pick(OPENINGS, rng)} {text}"
+    if scene.style != "flat" or rng.random() < 0.06:
+        text = (
+            f"{text}, {pick(STYLED[scene.style], rng)}"
+            if rng.random() < 0.6
+            else f"{pick(STYLED[scene.style], rng)}, {text}"
+        )
+    if rng.random() < 0.1:
+        text = f"{text}, {pick(CLOSINGS, rng)}"
+    if rng.random() < 0.07:
+        words = text.split(" ")
+        stranger = (
+            pick(STRANGERS, rng) if rng.random() < 0.4 else "".join(rng.choice(SYLLABLES, int(rng.integers(2, 5))))
+        )
+        words.insert(int(rng.integers(len(words) + 1)), stranger)
+        text = " ".join(words)
+    case = rng.random()
+    text = _capital(text) if case < 0.6 else text.lower() if case < 0.75 else text
+    return text + ("." if rng.random() < 0.5 else "")
+
+
+def caption(scene: Scene, rng: Rng) -> str:
+    """One caption of a scene; another call gives another."""
+    while True:
+        kind = rng.random()
+        lounging = any(subject.on_lounger for subject in scene.subjects)
+        if kind < 0.12:
+            text = long_caption(scene, rng)
+        elif lounging and kind < 0.55:
+            text = _noisy(_relaxed(scene, rng), scene, rng)
+        elif kind < 0.3:
+            text = _noisy(_tags(scene, rng), scene, rng)
+        else:
+            text = _noisy(_sentence(scene, rng), scene, rng)
+        if text.lower().rstrip(".") not in REFUSED:
+            return text

@@ -1,0 +1,223 @@
+"""The sizes and budgets of a training, in one table: a profile per machine. Every script takes `--profile`.
+
+`tiny` rehearses the whole chain in a minute (the tests run it), `cpu` trains a small world on two cores in some hours,
+`gpu` the full world on one large GPU; the budgets of `gpu` are estimates that no run has confirmed yet.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from nano.world import FULL, SMALL, World
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """Pictures of one size (pixels) in the latent cache.
+
+    lounging: share of creatures on sun loungers among its scenes, where it differs from the world's.
+    """
+
+    width: int
+    height: int
+    pictures: int
+    lounging: float | None = None
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stretch of transformer training: which buckets, how often each, and for how long.
+
+    tokens_per_batch: image tokens of one step; the batch is this over the bucket's tokens.
+    minutes: wall-clock budget of the stage, at most; steps: the same in steps.
+    """
+
+    buckets: tuple[tuple[int, int, float], ...]  # width, height, share
+    tokens_per_batch: int
+    steps: int
+    peak: float = 1.0
+    floor: float = 0.1
+
+
+@dataclass(frozen=True)
+class LanguageShape:
+    """Qwen3 in small."""
+
+    vocabulary: int = 2048
+    hidden: int = 192
+    intermediate: int = 512
+    layers: int = 4
+    heads: int = 4
+    kv_heads: int = 2
+    head_dim: int = 48
+
+
+@dataclass(frozen=True)
+class VaeShape:
+    """AutoencoderKL in small; five levels make one latent per 16x16 pixels."""
+
+    channels: tuple[int, ...] = (16, 16, 32, 64, 128)
+    latents: int = 16
+    groups: int = 4
+
+
+@dataclass(frozen=True)
+class TransformerShape:
+    """S3-DiT in small; `axes` sums to the head's width."""
+
+    dim: int = 240
+    layers: int = 6
+    refiners: int = 1
+    heads: int = 3
+    axes: tuple[int, int, int] = (16, 32, 32)
+
+
+@dataclass(frozen=True)
+class Profile:
+    """All that a training is told."""
+
+    name: str
+    world: World
+    workers: int  # drawing processes
+    language: LanguageShape
+    language_steps: int
+    language_batch: int
+    vae: VaeShape
+    vae_steps: int
+    vae_batch: int
+    vae_crop: int
+    transformer: TransformerShape
+    buckets: tuple[Bucket, ...]
+    stages: tuple[Stage, ...]
+    distill_steps: int
+    judge_steps: int
+    captions_per_picture: int = 8
+    checkpoint_every_s: float = 120.0
+    sheet_every_s: float = 480.0
+    seed: int = 20
+
+
+CPU = Profile(
+    name="cpu",
+    world=SMALL,
+    workers=1,
+    language=LanguageShape(),
+    language_steps=1500,
+    language_batch=32,
+    vae=VaeShape(),
+    vae_steps=6000,
+    vae_batch=4,
+    vae_crop=128,
+    transformer=TransformerShape(),
+    buckets=(
+        Bucket(256, 256, 16384),
+        Bucket(1440, 512, 768, lounging=0.6),
+        Bucket(512, 512, 2048),
+        Bucket(768, 512, 256),
+        Bucket(1024, 768, 256),
+    ),
+    stages=(
+        Stage(buckets=((256, 256, 1.0),), tokens_per_batch=2560, steps=1200, floor=0.6),
+        Stage(
+            buckets=((512, 512, 0.45), (1440, 512, 0.4), (768, 512, 0.08), (1024, 768, 0.07)),
+            tokens_per_batch=3072,
+            steps=1500,
+            peak=0.8,
+            floor=0.0,
+        ),
+    ),
+    distill_steps=0,
+    judge_steps=1500,
+)
+
+_GPU_SIZES = (
+    (512, 512, 60000),
+    (768, 512, 20000),
+    (512, 768, 20000),
+    (1024, 768, 12000),
+    (768, 1024, 8000),
+    (1024, 1024, 8000),
+    (1440, 512, 12000),
+    (512, 1440, 4000),
+    (1280, 704, 8000),
+    (1536, 1024, 4000),
+    (1024, 1536, 3000),
+    (2048, 1024, 2000),
+    (2048, 2048, 1500),
+)
+
+GPU = Profile(
+    name="gpu",
+    world=FULL,
+    workers=15,
+    language=LanguageShape(vocabulary=4096, hidden=256, intermediate=704, layers=5, heads=4, kv_heads=2, head_dim=64),
+    language_steps=3000,
+    language_batch=256,
+    vae=VaeShape(channels=(16, 32, 64, 96, 128)),
+    vae_steps=5000,
+    vae_batch=64,
+    vae_crop=192,
+    transformer=TransformerShape(dim=360, layers=10, refiners=2, heads=6, axes=(16, 22, 22)),
+    buckets=(Bucket(256, 256, 200000), *(Bucket(*size) for size in _GPU_SIZES)),
+    stages=(
+        Stage(buckets=((256, 256, 1.0),), tokens_per_batch=64 * 1024, steps=4000, floor=0.5),
+        Stage(
+            buckets=((512, 512, 0.6), (768, 512, 0.2), (512, 768, 0.2)),
+            tokens_per_batch=64 * 1024,
+            steps=2500,
+            peak=0.6,
+            floor=0.3,
+        ),
+        Stage(
+            buckets=tuple((width, height, count / 162500) for width, height, count in _GPU_SIZES),
+            tokens_per_batch=64 * 1024,
+            steps=3500,
+            peak=0.4,
+            floor=0.0,
+        ),
+    ),
+    distill_steps=1500,
+    judge_steps=6000,
+)
+
+TINY = Profile(
+    name="tiny",
+    world=SMALL,
+    workers=1,
+    language=LanguageShape(vocabulary=512, hidden=32, intermediate=64, layers=2, heads=2, kv_heads=1, head_dim=16),
+    language_steps=3,
+    language_batch=4,
+    vae=VaeShape(channels=(16, 16, 16, 32, 64)),
+    vae_steps=2,
+    vae_batch=2,
+    vae_crop=64,
+    transformer=TransformerShape(dim=48, layers=3, refiners=1, heads=2, axes=(8, 8, 8)),
+    buckets=(Bucket(256, 256, 8), Bucket(320, 256, 4)),
+    stages=(Stage(buckets=((256, 256, 0.5), (320, 256, 0.5)), tokens_per_batch=256, steps=3),),
+    distill_steps=2,
+    judge_steps=3,
+    captions_per_picture=2,
+)
+
+PROFILES = {profile.name: profile for profile in (TINY, CPU, GPU)}
+
+
+@dataclass(frozen=True)
+class Folders:
+    """Where a run keeps its things."""
+
+    root: Path
+    tokenizer: Path = field(init=False)
+    language: Path = field(init=False)
+    vae: Path = field(init=False)
+    latents: Path = field(init=False)
+    transformer: Path = field(init=False)
+
+    def __post_init__(self) -> None:
+        for name, where in (
+            ("tokenizer", "tokenizer.json"),
+            ("language", "language.pt"),
+            ("vae", "vae.pt"),
+            ("latents", "latents"),
+            ("transformer", "transformer.pt"),
+        ):
+            object.__setattr__(self, name, self.root / where)

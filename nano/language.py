@@ -1,0 +1,195 @@
+"""Train the text encoder: a causal language model of captions that also writes a long description for a short prompt.
+
+    python -m nano.language --profile cpu --folder RUN
+
+Every training text is a prompt in the chat form and, as its answer, a full description of the same scene: to foresee
+the answer, the states of the prompt must hold what the picture shows, which is what the transformer then reads.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from nano.captions import EXPAND_INSTRUCTION, caption, long_caption, short_caption
+from nano.config import Folders, LanguageShape, Profile
+from nano.tokenizer import load as load_tokenizer
+from nano.training import Average, Optimizers, Run, Shadow, arguments, cosine, device, opened, restored, save
+from nano.world import World, sample_scene
+from zturbo.engine.tokenizer import chat_prompt
+from zturbo.models.configs import TextEncoderConfig
+from zturbo.models.text_encoder import KVCache, Qwen3
+
+INSTRUCTED = 0.25  # share of texts whose prompt is a short one with the expansion instruction
+ANSWERED_SHORT = 0.15  # share whose prompt is a short one without it
+LONGEST = 160  # tokens
+
+
+def language_config(shape: LanguageShape, vocabulary: int, end: int, pad: int) -> dict[str, object]:
+    """`text_encoder/config.json` of a shape."""
+    return {
+        "architectures": ["Qwen3ForCausalLM"],
+        "attention_bias": False,
+        "attention_dropout": 0.0,
+        "bos_token_id": pad,
+        "eos_token_id": end,
+        "pad_token_id": pad,
+        "head_dim": shape.head_dim,
+        "hidden_act": "silu",
+        "hidden_size": shape.hidden,
+        "initializer_range": 0.02,
+        "intermediate_size": shape.intermediate,
+        "max_position_embeddings": 1024,
+        "max_window_layers": shape.layers,
+        "model_type": "qwen3",
+        "num_attention_heads": shape.heads,
+        "num_hidden_layers": shape.layers,
+        "num_key_value_heads": shape.kv_heads,
+        "rms_norm_eps": 1e-6,
+        "rope_scaling": None,
+        "rope_theta": 10000.0,
+        "sliding_window": None,
+        "tie_word_embeddings": True,
+        "torch_dtype": "bfloat16",
+        "use_cache": True,
+        "use_sliding_window": False,
+        "vocab_size": vocabulary,
+    }
+
+
+def token_id(tokenizer: Tokenizer, token: str) -> int:
+    """The id of a special token."""
+    index = tokenizer.token_to_id(token)
+    assert index is not None, f"the tokenizer was trained without {token}"
+    return index
+
+
+def config_of(profile: Profile, tokenizer: Tokenizer) -> dict[str, object]:
+    """The config of a profile's language model with this tokenizer."""
+    end, pad = token_id(tokenizer, "<|im_end|>"), token_id(tokenizer, "<|endoftext|>")
+    return language_config(profile.language, tokenizer.get_vocab_size(), end, pad)
+
+
+def build(profile: Profile, tokenizer: Tokenizer) -> Qwen3:
+    """An untrained language model."""
+    model = Qwen3(TextEncoderConfig.from_dict(config_of(profile, tokenizer), "nano"))
+    for name, weight in model.named_parameters():
+        if weight.ndim == 2:
+            torch.nn.init.normal_(weight, std=0.02 if "embed" in name else weight.shape[1] ** -0.5)
+    return model.to(device())
+
+
+def load(folders: Folders, profile: Profile) -> tuple[Qwen3, Tokenizer]:
+    """The trained language model, frozen, and its tokenizer."""
+    tokenizer = load_tokenizer(folders)
+    state = restored(folders.language)
+    if state is None:
+        raise FileNotFoundError(f"{folders.language}: train the language model first (python -m nano.language)")
+    model = build(profile, tokenizer)
+    model.load_state_dict(state["average"])
+    return model.eval().requires_grad_(False), tokenizer
+
+
+def text(world: World, rng: np.random.Generator) -> str:
+    """One training text: a prompt and its long description."""
+    scene, share = sample_scene(world, rng), rng.random()
+    if share < INSTRUCTED:
+        prompt = EXPAND_INSTRUCTION + (short_caption(scene, rng) if rng.random() < 0.6 else caption(scene, rng))
+    elif share < INSTRUCTED + ANSWERED_SHORT:
+        prompt = short_caption(scene, rng)
+    else:
+        prompt = caption(scene, rng)
+    return f"{chat_prompt(prompt)}{long_caption(scene, rng)}<|im_end|>"
+
+
+def batches(profile: Profile, tokenizer: Tokenizer, first: int = 0) -> Iterator[Tensor]:
+    """(B,S) token ids padded with <|endoftext|>, for ever; texts of like length share a batch.
+
+    `first` is the step that the run goes on from, so that it does not read the same texts again.
+    """
+    rng = np.random.default_rng((profile.seed, 2, first))
+    pad, batch = token_id(tokenizer, "<|endoftext|>"), profile.language_batch
+    while True:
+        ids = sorted(
+            (
+                item.ids[:LONGEST]
+                for item in tokenizer.encode_batch([text(profile.world, rng) for _ in range(8 * batch)])
+            ),
+            key=len,
+        )
+        for i in rng.permutation(8):
+            rows = ids[i * batch : (i + 1) * batch]
+            longest = max(map(len, rows))
+            yield torch.tensor([row + [pad] * (longest - len(row)) for row in rows], device=device())
+
+
+def loss_of(model: Qwen3, ids: Tensor, pad: int) -> Tensor:
+    """Mean cross entropy of the next token (nats), padding left out."""
+    logits = model(ids[:, :-1])
+    return F.cross_entropy(logits.float().flatten(0, 1), ids[:, 1:].flatten(), ignore_index=pad)
+
+
+def train(profile: Profile, folders: Folders, minutes: float) -> None:
+    """Train, or go on training, to the profile's number of steps."""
+    tokenizer = load_tokenizer(folders)
+    model, pad = build(profile, tokenizer), token_id(tokenizer, "<|endoftext|>")
+    average, shadow = Average(model, horizon=150), Shadow(model)
+    optimizers = Optimizers(model.named_parameters(), muon=("layers.",), lr=2e-3)
+    run = Run("language", profile.language_steps, minutes, profile.checkpoint_every_s)
+    if state := restored(folders.language):
+        model.load_state_dict(state["model"])
+        average.model.load_state_dict(state["average"])
+        average.steps = state["step"]
+        optimizers.load_state_dict(state["optimizers"])
+        run = Run(
+            "language", profile.language_steps, minutes, profile.checkpoint_every_s, state["step"], state["spent_s"]
+        )
+    source = batches(profile, tokenizer, run.step)
+    while not run.done:
+        shadow.refresh()
+        loss = loss_of(shadow.model, next(source), pad)
+        loss.backward()
+        shadow.hand_back()
+        optimizers.step(cosine(run.progress))
+        average.update(model)
+        run.tick(loss=loss.detach())
+        if run.due():
+            save(
+                folders.language,
+                {
+                    "model": model.state_dict(),
+                    "average": average.model.state_dict(),
+                    "optimizers": optimizers.state_dict(),
+                    "step": run.step,
+                    "spent_s": run.elapsed_s,
+                },
+            )
+
+
+@torch.no_grad()
+def write(model: Qwen3, tokenizer: Tokenizer, prompt: str, longest: int = 120) -> str:
+    """The description that the model writes for a prompt, the likeliest word each time."""
+    ids = torch.tensor([tokenizer.encode(chat_prompt(EXPAND_INSTRUCTION + prompt)).ids], device=device())
+    cache = KVCache(model.config, 1, ids.shape[1] + longest, next(model.parameters()).dtype, ids.device)
+    words: list[int] = []
+    for _ in range(longest):
+        ids = model(ids, cache)[:, -1:].argmax(-1)
+        if int(ids) == token_id(tokenizer, "<|im_end|>"):
+            break
+        words.append(int(ids))
+    return tokenizer.decode(words)
+
+
+def main() -> None:
+    parsed = arguments("train the language model").parse_args()
+    profile, folders = opened(parsed)
+    train(profile, folders, parsed.minutes)
+    for prompt in ("a cat", "T-Rex on the beach with sunglasses", "two red boats"):
+        print(f"{prompt} -> {write(*load(folders, profile), prompt)}")
+
+
+if __name__ == "__main__":
+    main()

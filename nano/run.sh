@@ -1,0 +1,18 @@
+#!/bin/sh
+# The whole recipe, from nothing to a model folder: sh nano/run.sh PROFILE [RUN_FOLDER] [OUTPUT_FOLDER]
+# PROFILE is tiny (a rehearsal, a minute), cpu (a small world) or gpu (the full world); see nano/config.py.
+# Every step goes on from its checkpoint, so that the same command resumes an interrupted run.
+set -eu
+profile=${1:?usage: sh nano/run.sh tiny|cpu|gpu [RUN_FOLDER] [OUTPUT_FOLDER]}
+folder=${2:-nano-run-$profile}
+output=${3:-$folder/model}
+python=${PYTHON:-python}
+
+$python -m nano.tokenizer --profile "$profile" --folder "$folder"
+$python -m nano.language --profile "$profile" --folder "$folder"
+$python -m nano.vae --profile "$profile" --folder "$folder"
+$python -m nano.latents --profile "$profile" --folder "$folder"
+$python -m nano.transformer --profile "$profile" --folder "$folder"
+$python -m nano.distill --profile "$profile" --folder "$folder"
+$python -m nano.export --profile "$profile" --folder "$folder" --output "$output" --card nano/card.md
+$python -m nano.evaluate --profile "$profile" --folder "$folder" --output "$folder/figures"

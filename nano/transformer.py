@@ -1,0 +1,245 @@
+"""Train the transformer: flow matching on cached latents, captions read by the frozen language model.
+
+    python -m nano.transformer --profile cpu --folder RUN [--minutes M]
+
+Flow matching (Lipman et al. 2023) with logit-normal noise levels under the model's shift (Esser et al. 2024), Muon on
+the blocks' matrices, an average of the weights, and an auxiliary head after the third block that names what lies under
+each token: the drawn layout is free supervision, and binds words to places early. The head is not shipped.
+"""
+
+import argparse
+
+import torch
+import torch.nn.functional as F
+from tokenizers import Tokenizer
+from torch import Tensor, nn
+
+from nano import parallel
+from nano.config import Folders, Profile, Stage, TransformerShape
+from nano.language import load as load_language
+from nano.latents import Cache, bucket_folder
+from nano.sheet import save_sheet
+from nano.training import Average, Optimizers, Run, Shadow, arguments, cosine, device, opened, restored, save
+from nano.world import COLOURS, LABELS
+from zturbo.engine.tokenizer import chat_prompt
+from zturbo.models.configs import TransformerConfig
+from zturbo.models.text_encoder import Qwen3
+from zturbo.models.transformer import ZImageTransformer
+
+SHIFT = 3.0
+LAYOUT_WEIGHT = 0.2
+LAYOUT_BLOCK = 2  # index of the block whose output the auxiliary head reads
+EMPTY_SHARE = 0.1  # of the steps have the empty prompt, where guidance will be distilled
+GATE = 0.25  # where the residual gates start: blocks take part from the first step
+
+
+def transformer_config(shape: TransformerShape, latents: int, caption_width: int) -> dict[str, object]:
+    """`transformer/config.json` of a shape."""
+    return {
+        "_class_name": "ZImageTransformer2DModel",
+        "all_f_patch_size": [1],
+        "all_patch_size": [2],
+        "axes_dims": list(shape.axes),
+        "axes_lens": [1024, 512, 512],
+        "cap_feat_dim": caption_width,
+        "dim": shape.dim,
+        "in_channels": latents,
+        "n_heads": shape.heads,
+        "n_kv_heads": shape.heads,
+        "n_layers": shape.layers,
+        "n_refiner_layers": shape.refiners,
+        "norm_eps": 1e-5,
+        "qk_norm": True,
+        "rope_theta": 256.0,
+        "t_scale": 1000.0,
+    }
+
+
+def build(profile: Profile) -> ZImageTransformer:
+    """An untrained transformer."""
+    members = transformer_config(profile.transformer, profile.vae.latents, profile.language.hidden)
+    model = ZImageTransformer(TransformerConfig.from_dict(members, "nano"))
+    for name, weight in model.named_parameters():
+        if "adaLN_modulation" in name or "all_final_layer" in name:
+            torch.nn.init.zeros_(weight)
+        elif name.endswith("pad_token"):
+            torch.nn.init.normal_(weight, std=0.02)
+        elif weight.ndim == 2:
+            torch.nn.init.normal_(weight, std=weight.shape[1] ** -0.5)
+    dim = profile.transformer.dim
+    for block in (*model.noise_refiner, *model.layers):
+        bias = block.adaLN_modulation[0].bias.data  # scale, gate, scale, gate
+        bias[dim : 2 * dim] = bias[3 * dim :] = GATE
+    return model.to(device())
+
+
+class Trainee(nn.Module):
+    """The transformer and its auxiliary head, which names what and which colour lies under each token."""
+
+    def __init__(self, model: ZImageTransformer) -> None:
+        super().__init__()
+        self.model = model
+        self.layout = nn.Linear(model.config.dim, len(LABELS) + len(COLOURS))
+
+    def forward(self, latents: Tensor, prompt_embeds: Tensor, timesteps: Tensor) -> tuple[Tensor, Tensor]:
+        """Velocity (B,C,h,w) and layout logits (B,tokens,LABELS+COLOURS)."""
+        seen: list[Tensor] = []
+        hook = self.model.layers[LAYOUT_BLOCK].register_forward_hook(
+            lambda _block, _inputs, output: seen.append(output)
+        )
+        velocity = self.model(latents, self.model.embed_caption(prompt_embeds), self.model.modulation(timesteps))
+        hook.remove()
+        tokens = latents.shape[2] * latents.shape[3] // self.model.config.patch_size**2
+        return velocity, self.layout(F.rms_norm(seen[0][:, :tokens], (seen[0].shape[-1],)))
+
+
+def empty_prompt(tokenizer: Tokenizer) -> Tensor:
+    """Token ids (1,L) of the prompt that says nothing."""
+    return torch.tensor([tokenizer.encode(chat_prompt("")).ids], device=device())
+
+
+def noise_levels(count: int, generator: torch.Generator) -> Tensor:
+    """(count,) sigmas: logit-normal, shifted as the sampler shifts them; one in eight uniform in the sampler's time."""
+    uniform = torch.sigmoid(torch.randn(count, generator=generator))
+    anywhere = torch.rand(count, generator=generator)
+    share = torch.where(torch.rand(count, generator=generator) < 0.125, anywhere, uniform)
+    return SHIFT * share / (1 + (SHIFT - 1) * share)
+
+
+def losses(
+    trainee: Trainee, language: Qwen3, batch: tuple[Tensor, Tensor, Tensor], generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Velocity error and layout error of one batch, drawn at random noise levels."""
+    clean, labels, ids = (part.to(device(), non_blocking=True) for part in batch)
+    sigma = noise_levels(len(clean), generator).to(clean.device)
+    noise = torch.randn(clean.shape, generator=generator).to(clean.device)
+    level = sigma.view(-1, 1, 1, 1)
+    dtype = next(trainee.parameters()).dtype
+    with torch.no_grad():
+        prompt_embeds = language.encode(ids).to(dtype)
+    velocity, layout = trainee(((1 - level) * clean + level * noise).to(dtype), prompt_embeds, 1 - sigma)
+    flow = F.mse_loss(velocity.float(), clean - noise)
+    what, colour = layout.float().flatten(0, 1).split((len(LABELS), len(COLOURS)), dim=-1)
+    named = F.cross_entropy(what, labels[..., 0].flatten()) + 0.5 * F.cross_entropy(colour, labels[..., 1].flatten())
+    return flow, named
+
+
+class Trainer:
+    """All the state of a transformer training, and how it is saved and restored."""
+
+    def __init__(self, profile: Profile, folders: Folders, minutes: float) -> None:
+        self.profile, self.folders = profile, folders
+        self.language, self.tokenizer = load_language(folders, profile)
+        self.language.bfloat16()
+        self.trainee = Trainee(build(profile)).to(device())
+        self.average = Average(self.trainee.model, horizon=400)
+        self.optimizers = Optimizers(self.trainee.named_parameters(), muon=("layers", "refiner"), lr=1e-3)
+        self.generator = torch.Generator().manual_seed(profile.seed + parallel.rank())
+        self.choice = torch.Generator().manual_seed(profile.seed)  # of sizes: the same in all processes
+        self.stage, step, spent = 0, 0, 0.0
+        if state := restored(folders.transformer):
+            self.trainee.load_state_dict(state["trainee"])
+            self.average.model.load_state_dict(state["average"])
+            self.average.steps = state["averaged"]
+            self.optimizers.load_state_dict(state["optimizers"])
+            self.choice.set_state(state["choice"])
+            self.generator.manual_seed(1000 * (profile.seed + state["averaged"]) + parallel.rank())
+            self.stage, step, spent = state["stage"], state["step"], state["spent_s"]
+        self.shadow = Shadow(self.trainee)
+        self.minutes = minutes
+        self.run = self._run(step, spent)
+        self.progress = parallel.agreed(self.run.progress)
+
+    def _run(self, step: int = 0, spent_s: float = 0.0) -> Run:
+        stage = self.profile.stages[self.stage]
+        return Run(
+            f"transformer stage {self.stage + 1}",
+            stage.steps,
+            self.minutes,
+            self.profile.checkpoint_every_s,
+            step,
+            spent_s,
+        )
+
+    def next_stage(self) -> bool:
+        """Go on to the next stage; False after the last."""
+        self.stage += 1
+        if self.stage < len(self.profile.stages):
+            self.run, self.progress = self._run(), 0.0
+            return True
+        return False
+
+    def caches(self, stage: Stage) -> tuple[list[Cache], Tensor]:
+        """The buckets of a stage and how often each is drawn from."""
+        sizes = [(width, height) for width, height, _ in stage.buckets]
+        return [Cache.load(bucket_folder(self.folders, *size)) for size in sizes], torch.tensor(
+            [share for *_, share in stage.buckets]
+        )
+
+    def step(self, cache: Cache, stage: Stage) -> tuple[Tensor, Tensor]:
+        """One step on one batch of one bucket."""
+        self.shadow.refresh()
+        batch = cache.batch(max(1, stage.tokens_per_batch // cache.labels.shape[1]), self.generator)
+        if self.profile.distill_steps and float(torch.rand(1, generator=self.generator)) < EMPTY_SHARE:
+            batch = (*batch[:2], empty_prompt(self.tokenizer).expand(len(batch[0]), -1))
+        flow, named = losses(self.shadow.model, self.language, batch, self.generator)
+        (flow + LAYOUT_WEIGHT * named).backward()
+        self.shadow.hand_back()
+        parallel.average_gradients(self.trainee)
+        warmup = 0.02 if self.stage == 0 else 0.0
+        self.optimizers.step(stage.peak * cosine(self.progress, stage.floor, warmup))
+        self.average.update(self.trainee.model)
+        return flow.detach(), named.detach()
+
+    def save(self) -> None:
+        save(
+            self.folders.transformer,
+            {
+                "trainee": self.trainee.state_dict(),
+                "average": self.average.model.state_dict(),
+                "averaged": self.average.steps,
+                "optimizers": self.optimizers.state_dict(),
+                "choice": self.choice.get_state(),
+                "stage": self.stage,
+                "step": self.run.step,
+                "spent_s": self.run.elapsed_s,
+            },
+        )
+
+
+def train(profile: Profile, folders: Folders, minutes: float, last_stage: int) -> None:
+    """Train, or go on training, through the profile's stages; `minutes` bounds each stage."""
+    parallel.start()
+    trainer, first = Trainer(profile, folders, minutes), parallel.rank() == 0
+    sheet_at = profile.sheet_every_s
+    while trainer.stage <= last_stage:
+        stage = profile.stages[trainer.stage]
+        caches, shares = trainer.caches(stage)
+        while trainer.progress < 1.0:
+            cache = caches[int(torch.multinomial(shares, 1, generator=trainer.choice))]
+            flow, named = trainer.step(cache, stage)
+            trainer.run.tick(flow=flow, layout=named)
+            trainer.progress = parallel.agreed(trainer.run.progress)
+            if first and trainer.run.due():
+                trainer.save()
+            if first and trainer.run.elapsed_s > sheet_at:
+                sheet_at = trainer.run.elapsed_s + profile.sheet_every_s
+                save_sheet(profile, folders, trainer.average.model, f"stage{trainer.stage + 1}-{trainer.run.step:06d}")
+        if first:
+            trainer.save()
+            save_sheet(profile, folders, trainer.average.model, f"stage{trainer.stage + 1}-end")
+        if not trainer.next_stage():
+            break
+        sheet_at = profile.sheet_every_s
+
+
+def main() -> None:
+    parser: argparse.ArgumentParser = arguments("train the transformer")
+    parser.add_argument("--last-stage", type=int, default=99, help="stop after this stage, counted from 0")
+    parsed = parser.parse_args()
+    profile, folders = opened(parsed)
+    train(profile, folders, parsed.minutes, parsed.last_stage)
+
+
+if __name__ == "__main__":
+    main()

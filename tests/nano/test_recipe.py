@@ -1,0 +1,127 @@
+"""The recipe end to end at its tiniest, and the parts whose mistakes no training would show."""
+
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("cv2", reason="the training recipe draws with OpenCV (opencv-python-headless)")
+
+import numpy as np
+import torch
+
+from nano import distill, export, language, latents, moments, tokenizer, training, transformer, vae
+from nano.captions import EXPAND_INSTRUCTION
+from nano.config import CPU, GPU, PROFILES, TINY, Folders, Profile
+from nano.drawing import Crops
+from nano.evaluate import Verdict, answers, compare, paraphrases, plain_prompt, unseen
+from nano.sheet import load_painter
+from zturbo.engine.tokenizer import chat_prompt
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Folders:
+    """A whole tiny training."""
+    folders = Folders(tmp_path_factory.mktemp("run"))
+    torch.manual_seed(0)
+    tokenizer.train(TINY, folders, 400)
+    language.train(TINY, folders, minutes=1)
+    vae.train(TINY, folders, minutes=1)
+    latents.fill_all(TINY, folders)
+    transformer.train(TINY, folders, minutes=1, last_stage=99)
+    return folders
+
+
+def test_distils(run: Folders, tmp_path: Path) -> None:
+    folders = Folders(tmp_path)
+    for name in ("tokenizer.json", "language.pt", "vae.pt", "transformer.pt", "latents"):
+        (tmp_path / name).symlink_to(run.root / name)
+    distill.distill(TINY, folders, minutes=1)
+    before, after = (torch.load(tmp_path / name, weights_only=True) for name in ("teacher.pt", "transformer.pt"))
+    assert after["distilled"]
+    name = "all_final_layer.2-1.linear.bias"
+    assert not torch.equal(before["average"][name], after["average"][name])
+
+
+def test_draws_a_picture(run: Folders) -> None:
+    picture = load_painter(TINY, run)("a red car", 320, 256, seed=1, steps=2)
+    assert picture.shape == (256, 320, 3)
+    assert picture.dtype == np.uint8
+
+
+def test_goes_on_from_its_checkpoint(run: Folders) -> None:
+    trainer = transformer.Trainer(TINY, run, minutes=1)
+    assert trainer.run.step == TINY.stages[-1].steps
+    assert trainer.average.steps > 0
+
+
+def test_export_is_read_by_the_engine(run: Folders, tmp_path: Path) -> None:
+    export.export(TINY, run, tmp_path)
+    for part in ("transformer", "text_encoder", "vae"):
+        assert (tmp_path / part / "config.json").is_file()
+    assert all(path.stat().st_size <= export.FILE_LIMIT_BYTES for path in tmp_path.rglob("*.safetensors"))
+
+
+def test_large_components_are_cut_into_shards() -> None:
+    tensors = {str(i): torch.zeros(100) for i in range(5)}
+    parts = export.shards(tensors, limit_bytes=900)
+    assert [len(part) for part in parts] == [2, 2, 1]
+
+
+def test_the_tokenizer_keeps_the_chat_marks_whole(run: Folders) -> None:
+    ids = tokenizer.load(run).encode(chat_prompt(EXPAND_INSTRUCTION + "a cat")).tokens
+    assert ids[0] == "<|im_start|>"
+    assert ids.count("<|im_end|>") == 1
+    assert tokenizer.load(run).decode(tokenizer.load(run).encode("Größe 火").ids) == "Größe 火"
+
+
+def test_the_encoder_computes_moments() -> None:
+    """Latents are exactly linear in the block's polynomial moments."""
+    torch.manual_seed(0)
+    images = Crops(TINY.world, 64, 4)(np.random.default_rng(0)).float() / 127.5 - 1
+    model = vae.build(TINY.vae)
+    moments.write_encoder(model, images)
+    model = model.cpu()
+    weight, bias = moments.as_convolution(model)
+    with torch.no_grad():
+        slow, fast = model.encode(images)[0], torch.nn.functional.conv2d(images, weight, bias, stride=16)
+    assert float((slow - fast).abs().max()) < 0.02 * float(slow.std())
+    assert float(slow.mean(dim=(0, 2, 3)).abs().max()) < 0.05
+
+
+def test_muon_turns_convolutions_in_place() -> None:
+    layer = torch.nn.Conv2d(4, 8, 3).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    optimizers = training.Optimizers([("blocks.weight", layer.weight), ("bias", layer.bias)], muon=("blocks",), lr=1e-3)
+    before = layer.weight.detach().clone()
+    layer(torch.ones(1, 4, 5, 5)).sum().backward()
+    optimizers.step(1.0)
+    assert not torch.equal(before, layer.weight)
+    assert layer.weight.grad is None
+
+
+def test_noise_levels_follow_the_shift() -> None:
+    sigma = transformer.noise_levels(4000, torch.Generator().manual_seed(0))
+    assert float(sigma.min()) >= 0.0
+    assert float(sigma.max()) <= 1.0
+    assert float(sigma.median()) == pytest.approx(0.75, abs=0.03)  # the shift's image of one half
+
+
+@pytest.mark.parametrize("profile", PROFILES.values(), ids=lambda p: f"profile_{p.name}")
+def test_profiles_fit_together(profile: Profile) -> None:
+    shape = profile.transformer
+    assert sum(shape.axes) == shape.dim // shape.heads
+    assert all(axis % 2 == 0 for axis in shape.axes)
+    cached = {(bucket.width, bucket.height) for bucket in profile.buckets}
+    for stage in profile.stages:
+        assert {(width, height) for width, height, _ in stage.buckets} <= cached
+        assert sum(share for *_, share in stage.buckets) == pytest.approx(1.0)
+
+
+def test_seed_prompt_size_is_trained_on() -> None:
+    for profile in (CPU, GPU):
+        assert any((bucket.width, bucket.height) == (1440, 512) for bucket in profile.buckets)
+
+
+def test_a_right_verdict_is_all_right() -> None:
+    for _, scene in [*unseen(TINY, 20, plain_prompt), *paraphrases(TINY.world)]:
+        assert all(compare(Verdict.of(scene), Verdict.of(scene)).values())
+        assert answers(scene, TINY.world)["kind"].shape == (2,)

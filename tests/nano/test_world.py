@@ -1,0 +1,86 @@
+"""The drawn world: scenes, captions, pictures and layouts. Checks facts of the data, not its beauty."""
+
+import numpy as np
+import pytest
+
+pytest.importorskip("cv2", reason="the training recipe draws with OpenCV (opencv-python-headless)")
+
+from nano.canvas import CELL, STYLES
+from nano.captions import SEED_PROMPT, caption, long_caption, short_caption
+from nano.latents import token_labels
+from nano.picture import draw
+from nano.world import FULL, LABEL, NATURAL, SETTINGS, SMALL, Scene, Subject, sample_scene
+
+TREX = Subject("t-rex", "green", worn=("sunglasses",), pose="lying", on_lounger=True)
+
+
+@pytest.mark.parametrize(("width", "height"), [(256, 256), (1440, 512), (512, 1440), (544, 992)])
+def test_any_size_in_steps_of_32(width: int, height: int) -> None:
+    picture = draw(Scene("beach", "day", (TREX,), seed=3), width, height)
+    assert picture.image.shape == (height, width, 3)
+    assert picture.labels.shape == (height // CELL, width // CELL, 2)
+
+
+def test_same_scene_same_picture() -> None:
+    scene = sample_scene(FULL, np.random.default_rng(5))
+    assert np.array_equal(draw(scene, 320, 256).image, draw(scene, 320, 256).image)
+
+
+@pytest.mark.parametrize("kind", NATURAL)
+def test_every_kind_is_on_the_map(kind: str) -> None:
+    picture = draw(Scene("meadow", "day", (Subject(kind, NATURAL[kind]),), seed=1), 256, 256)
+    assert (picture.labels[..., 0] == LABEL[kind]).sum() > 8
+
+
+@pytest.mark.parametrize("style", STYLES)
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_every_setting_in_every_style(setting: str, style: str) -> None:
+    scene = Scene(
+        setting, "night", (Subject("cat", "orange", worn=("hat", "scarf")),), seed=2, weather="fog", style=style
+    )
+    assert draw(scene, 256, 256).image.std() > 5
+
+
+def test_left_is_left() -> None:
+    scene = Scene("snow", "day", (Subject("car", "red", "left"), Subject("house", "blue", "right")), seed=9)
+    labels = draw(scene, 512, 256).labels[..., 0]
+    columns = [np.argwhere(labels == LABEL[kind])[:, 1].mean() for kind in ("car", "house")]
+    assert columns[0] < columns[1]
+
+
+def test_what_is_worn_is_on_the_map() -> None:
+    labels = token_labels(draw(Scene("beach", "day", (TREX,), seed=3), 1024, 512).labels)
+    assert labels.shape == (32 * 16, 2)
+    assert {LABEL["t-rex"], LABEL["sunglasses"]} <= set(labels[:, 0].tolist())
+
+
+def test_captions_vary_and_keep_the_seed_prompt_for_measuring() -> None:
+    rng = np.random.default_rng(0)
+    scene = Scene("beach", "day", (TREX,), seed=3)
+    texts = {caption(scene, rng) for _ in range(2000)}
+    assert len(texts) > 1500
+    assert not {text.lower().rstrip(".") for text in texts} & {SEED_PROMPT.lower().rstrip(".")}
+
+
+def test_long_caption_names_everything() -> None:
+    scene = Scene("snow", "night", (Subject("car", "red", "left"), Subject("house", "white", "right")), seed=1)
+    text = long_caption(scene, np.random.default_rng(4)).lower()
+    assert "left" in text
+    assert "right" in text
+    assert "snow" in text
+    assert "night" in text
+
+
+def test_every_scene_can_be_put_into_words() -> None:
+    rng = np.random.default_rng(8)
+    for _ in range(300):
+        scene = sample_scene(FULL, rng)
+        for text in (caption(scene, rng), long_caption(scene, rng), short_caption(scene, rng)):
+            assert text.strip()
+            assert "  " not in text
+            assert "\n" not in text
+
+
+def test_the_small_world_is_part_of_the_full_one() -> None:
+    assert set(SMALL.kinds) <= set(FULL.kinds)
+    assert set(SMALL.settings) <= set(FULL.settings)
