@@ -11,6 +11,9 @@ ZTurboError                       500 internal_error
 │   └── WeightsNotFound           404 model_not_found        no such model, folder or file
 ├── DeviceError                   500 device_unavailable     the device asked for is not there
 │   └── DoesNotFit                500 out_of_memory          the model does not fit the device by any plan
+├── StorageError                  503 storage_unavailable    records or picture files cannot be read or written now
+├── NoSuchFile                    404 file_not_found         there never was a picture file of that name
+├── FileGone                      410 file_gone              the picture file was removed after its retention
 ├── DownloadError                 503 download_failed        the hub cannot be reached, or sent something else
 └── Cancelled                     499 cancelled              the caller went away; nothing was delivered
 
@@ -134,6 +137,33 @@ class DoesNotFit(DeviceError):
     """No plan places the model in the memory at hand."""
 
     code = "out_of_memory"
+
+
+class StorageError(ZTurboError):
+    """Records or files cannot be read or written just now: disk full, read-only, locked, damaged. The message says."""
+
+    status = 503
+    code = "storage_unavailable"
+
+
+class NoSuchFile(ZTurboError):
+    """There never was a picture of that name, or the name is none."""
+
+    status = 404
+    code = "file_not_found"
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"there is no file {name[:60]!r}")
+
+
+class FileGone(ZTurboError):
+    """The picture was there, and was removed when its retention was over."""
+
+    status = 410
+    code = "file_gone"
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"the file {name} was removed when its retention was over", "draw it again with its seed")
 
 
 class DownloadError(ZTurboError):

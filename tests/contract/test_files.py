@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 
 from tests.contract.conftest import Store
 from tests.contract.samples import NOW, done, request
+from zturbo.errors import FileGone, NoSuchFile
 from zturbo.params import OUTPUT_FORMATS
-from zturbo.storage.files import FileGone, Files, NoSuchFile, is_name, new_name, remove_unknown
+from zturbo.storage.files import Files, is_name, new_name, remove_unknown
 from zturbo.storage.memory import MemoryRecords
 
 ODD_NAMES = [

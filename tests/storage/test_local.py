@@ -14,11 +14,11 @@ from pathlib import Path
 
 import pytest
 
+from zturbo.errors import FileGone, NoSuchFile, StorageError
 from zturbo.pictures import write_atomic
 from zturbo.storage import local
-from zturbo.storage.files import FileGone, NoSuchFile, new_name
+from zturbo.storage.files import new_name
 from zturbo.storage.local import LocalFiles
-from zturbo.storage.records import StorageError
 
 Limited = Callable[[int], AbstractContextManager[None]]
 
@@ -238,9 +238,9 @@ async def test_a_cancelled_caller_leaves_no_picture(tmp_path: Path, monkeypatch:
 READ_ONLY = """
 import asyncio, os, sys
 from pathlib import Path
+from zturbo.errors import StorageError
 from zturbo.storage.database import shipped_migrations
 from zturbo.storage.local import LocalFiles
-from zturbo.storage.records import StorageError
 from zturbo.storage.sqlite import open_sqlite
 
 root = Path(sys.argv[1])

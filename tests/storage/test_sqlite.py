@@ -13,10 +13,11 @@ from pathlib import Path
 import pytest
 
 from tests.contract.samples import NOW, done, key, request
+from zturbo.errors import StorageError
 from zturbo.storage import database
 from zturbo.storage.database import Database, Migration, migrations_in, shipped_migrations
 from zturbo.storage.disk import Turn
-from zturbo.storage.records import Answer, KeyLimit, StorageError
+from zturbo.storage.records import Answer, KeyLimit
 from zturbo.storage.sqlite import SqliteRecords, open_sqlite
 
 Limited = Callable[[int], AbstractContextManager[None]]

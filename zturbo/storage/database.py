@@ -23,8 +23,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
+from zturbo.errors import StorageError
 from zturbo.storage.disk import Turn, sync_folder
-from zturbo.storage.records import StorageError
 
 Result = TypeVar("Result")
 Job = Callable[[sqlite3.Connection], Result]

@@ -9,32 +9,11 @@ import secrets
 from dataclasses import dataclass
 from typing import BinaryIO, Protocol
 
-from zturbo.errors import ZTurboError
 from zturbo.params import OUTPUT_FORMATS
 from zturbo.storage.records import History
 
 _NAME = re.compile(rf"[0-9a-f]{{8}}/[A-Za-z0-9_-]{{21}}\.({'|'.join(OUTPUT_FORMATS)})")
 _FOLDER = re.compile(r"[0-9a-f]{8}")
-
-
-class NoSuchFile(ZTurboError):
-    """There never was a picture of that name, or the name is none."""
-
-    status = 404
-    code = "file_not_found"
-
-    def __init__(self, name: str) -> None:
-        super().__init__(f"there is no file {name[:60]!r}")
-
-
-class FileGone(ZTurboError):
-    """The picture was there, and was removed when its retention was over."""
-
-    status = 410
-    code = "file_gone"
-
-    def __init__(self, name: str) -> None:
-        super().__init__(f"the file {name} was removed when its retention was over", "draw it again with its seed")
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,12 +18,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Self, TypeVar
 
-from zturbo.errors import ZTurboError
+from zturbo.errors import FileGone, NoSuchFile, StorageError, ZTurboError
 from zturbo.pictures import write_atomic
 from zturbo.storage.disk import Turn, sync_folder
 from zturbo.storage.files import (
-    FileGone,
-    NoSuchFile,
     OpenFile,
     content_type_of,
     is_folder,
@@ -31,7 +29,6 @@ from zturbo.storage.files import (
     new_folder,
     new_name,
 )
-from zturbo.storage.records import StorageError
 
 Result = TypeVar("Result")
 

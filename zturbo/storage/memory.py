@@ -9,7 +9,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
-from zturbo.storage.files import FileGone, NoSuchFile, OpenFile, content_type_of, is_name, new_name
+from zturbo.errors import FileGone, NoSuchFile
+from zturbo.storage.files import OpenFile, content_type_of, is_name, new_name
 from zturbo.storage.records import (
     DAY_MS,
     Account,

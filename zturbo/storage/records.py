@@ -21,7 +21,6 @@ from datetime import UTC, datetime, timedelta
 from decimal import ROUND_HALF_UP, Decimal
 from typing import Literal, Protocol
 
-from zturbo.errors import ZTurboError
 from zturbo.pricing import CREDITS_PER_USD
 
 MAX_CREDITS = 2**53 - 1
@@ -34,13 +33,6 @@ End = Literal["done", "failed", "cancelled", "rejected"]
 Status = Literal["running", "done", "failed", "cancelled", "rejected"]
 GroupBy = Literal["day", "model", "day,model"]
 Refusal = Literal["spending_limit", "balance"]
-
-
-class StorageError(ZTurboError):
-    """Records or files cannot be read or written just now: disk full, read-only, locked, damaged. The message says."""
-
-    status = 503
-    code = "storage_unavailable"
 
 
 @dataclass(frozen=True, slots=True)
