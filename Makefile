@@ -16,7 +16,9 @@ $(READY): requirements.lock requirements-cuda.lock pyproject.toml tools/setup.sh
 	@touch $@
 
 demo: setup  ## draw the README's picture
-	$(BIN)/zturbo generate "A T-Rex relaxing on a beach, lying on a sun lounger and wearing sunglasses." --size 1440x512 --seed 7
+	@mkdir -p output
+	$(BIN)/zturbo generate "A T-Rex relaxing on a beach, lying on a sun lounger and wearing sunglasses." \
+	    --size 1440x512 --seed 7 --output output/t-rex.png
 
 serve: setup  ## answer POST /v1/images/generations on this computer, until stopped
 	$(BIN)/zturbo serve

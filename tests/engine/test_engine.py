@@ -1,5 +1,7 @@
 """The engine as its callers see it: progress, seeds, cancel, plans."""
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -216,3 +218,10 @@ def test_previews_come_closer_to_the_picture_and_do_not_change_it(engine: Engine
     assert (draw(engine, steps=6)[0].pixels == picture).all()
     distances = [np.abs(preview.astype(int) - picture).mean() for preview in previews]
     assert distances[-1] < distances[0]
+
+
+def test_loading_does_not_import_the_compiler() -> None:
+    """One careless initialisation on the meta device would cost every start two seconds."""
+    code = "import sys; from zturbo.engine.engine import Engine; Engine.load('nano'); print('torch._dynamo' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
