@@ -433,22 +433,10 @@ def _load(
     config: Config, adapters: Sequence[tuple[Path, float]], text_encoder: Path | None, vae: Path | None, quiet: bool
 ) -> "Engine":
     """The engine, as settings and flags ask, with its start-up block told on stderr."""
-    import torch
+    from zturbo.engine.engine import Engine
 
-    from zturbo.engine.engine import Engine, LoadOptions
-
-    if config.threads:
-        torch.set_num_threads(config.threads)
-    options = LoadOptions(
-        device=config.device,
-        dtype=config.dtype,
-        quantization=config.quantization,  # type: ignore[arg-type]  # the settings' table allows nothing else
-        acceleration=config.acceleration,
-        loras=tuple(adapters),
-        text_encoder=text_encoder,
-        vae=vae,
-    )
-    engine = Engine.load(config.model, options, (lambda _line: None) if quiet else _say)
+    report = (lambda _line: None) if quiet else _say
+    engine = Engine.load_configured(config, report, loras=tuple(adapters), text_encoder=text_encoder, vae=vae)
     if not quiet:
         _say(engine.block())
         if engine.model.is_nano:
@@ -538,16 +526,7 @@ def _write(
     picture: "Picture", target: Target, params: GenerationParams, config: Config, engine: "Engine"
 ) -> Path | None:
     """Encode and write one picture; its path, or None for stdout."""
-    settings = Settings(
-        prompt=params.prompt,
-        seed=picture.seed,
-        width=params.width,
-        height=params.height,
-        steps=params.steps,
-        acceleration=params.acceleration,
-        model=engine.model.name,
-        model_version=engine.model.version,
-    )
+    settings = Settings.of(params, picture.seed, engine.model.name, engine.model.version)
     data = encode(picture.pixels, params.output_format, settings if config.metadata else None)
     return target.write(data, picture.seed - params.seed + 1, params, picture.seed)
 

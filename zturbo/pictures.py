@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from zturbo import __version__
 from zturbo.errors import InvalidInput, Problem, ZTurboError
-from zturbo.params import OUTPUT_FORMATS, closest
+from zturbo.params import OUTPUT_FORMATS, GenerationParams, closest
 
 if TYPE_CHECKING:
     import numpy as np
@@ -69,6 +69,20 @@ class Settings:
     model: str
     model_version: str
     software_version: str = __version__
+
+    @classmethod
+    def of(cls, params: GenerationParams, seed: int, model: str, model_version: str) -> "Settings":
+        """The settings of one picture of a request, drawn with `seed`."""
+        return cls(
+            prompt=params.prompt,
+            seed=seed,
+            width=params.width,
+            height=params.height,
+            steps=params.steps,
+            acceleration=params.acceleration,
+            model=model,
+            model_version=model_version,
+        )
 
     def as_json(self) -> str:
         """One line of JSON that may stand in XML text once <, > and & are escaped."""

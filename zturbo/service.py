@@ -85,17 +85,7 @@ class Service:
 
     async def _deliver(self, picture: Picture, params: GenerationParams, store: bool) -> Delivery:
         model = self.worker.engine.model
-        settings = Settings(
-            prompt=params.prompt,
-            seed=picture.seed,
-            width=params.width,
-            height=params.height,
-            steps=params.steps,
-            acceleration=params.acceleration,
-            model=model.name,
-            model_version=model.version,
-        )
-        written = settings if self.write_prompts else None
+        written = Settings.of(params, picture.seed, model.name, model.version) if self.write_prompts else None
         data = await asyncio.to_thread(encode, picture.pixels, params.output_format, written)
         name = await self.files.put(data, params.output_format) if store else None
         return Delivery(data, picture.seed, name)

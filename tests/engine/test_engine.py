@@ -222,6 +222,9 @@ def test_previews_come_closer_to_the_picture_and_do_not_change_it(engine: Engine
 
 def test_loading_does_not_import_the_compiler() -> None:
     """One careless initialisation on the meta device would cost every start two seconds."""
-    code = "import sys; from zturbo.engine.engine import Engine; Engine.load('nano'); print('torch._dynamo' in sys.modules)"
+    code = (
+        "import sys; from zturbo.engine.engine import Engine; Engine.load('nano'); "
+        "print('torch._dynamo' in sys.modules)"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"

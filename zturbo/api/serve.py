@@ -33,19 +33,9 @@ def make_app() -> FastAPI:
 
 def _load(config: Config) -> "Engine":
     """Load the engine; on the worker's thread, so that /healthz answers meanwhile."""
-    import torch
+    from zturbo.engine.engine import Engine
 
-    from zturbo.engine.engine import Engine, LoadOptions
-
-    if config.threads:
-        torch.set_num_threads(config.threads)
-    options = LoadOptions(
-        device=config.device,
-        dtype=config.dtype,
-        quantization=config.quantization,  # type: ignore[arg-type]  # the settings' table allows nothing else
-        acceleration=config.acceleration,
-    )
-    engine = Engine.load(config.model, options)
+    engine = Engine.load_configured(config)
     print(engine.block(), file=sys.stderr, flush=True)
     return engine
 

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import nn
@@ -18,6 +18,7 @@ from torch import nn
 from zturbo.acceleration.fp16 import fit_half_precision
 from zturbo.acceleration.levels import accelerate
 from zturbo.acceleration.quantize import TEXT_ENCODER_LAYERS, TRANSFORMER_LAYERS, quantize_layers
+from zturbo.config import Config
 from zturbo.engine.catalog import NANO, Z_IMAGE_TURBO, local_path, resolve
 from zturbo.engine.machine import Machine, detect
 from zturbo.engine.offload import stream_layers
@@ -36,7 +37,7 @@ from zturbo.weights.version import file_digest
 
 PARTS_HINT = "the parts are of different models: leave --vae and --text-encoder out, or pass matching ones"
 Network = TypeVar("Network", bound=nn.Module)
-Config = TypeVar("Config")
+Shape = TypeVar("Shape")
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +106,22 @@ class Engine:
         adapters = "".join(f"+{file_digest(file)[:8]}*{scale:g}" for file, scale in options.loras)
         info = ModelInfo(name, f"{name}@{checkpoint.version}{adapters}", path, known is NANO, description)
         return cls(pipeline, info, machine, plan, accelerate(pipeline, options.acceleration))
+
+    @classmethod
+    def load_configured(
+        cls, config: Config, report: Callable[[str], None] = lambda _line: None, **parts: Any
+    ) -> "Engine":
+        """`load` as the settings ask; `parts` are further members of `LoadOptions`."""
+        if config.threads:
+            torch.set_num_threads(config.threads)
+        options = LoadOptions(
+            device=config.device,
+            dtype=config.dtype,
+            quantization=cast(Wish, config.quantization),  # the settings' table allows nothing else
+            acceleration=config.acceleration,
+            **parts,
+        )
+        return cls.load(config.model, options, report)
 
     def draw(
         self, params: GenerationParams, cancelled: Callable[[], bool] = lambda: False, previews: int = 0
@@ -264,7 +281,7 @@ def _check_fit(checkpoint: Checkpoint, tokenizer: PromptTokenizer) -> None:
         raise WeightsError(f"the tokenizer has {ours} tokens, the text encoder knows {theirs}", PARTS_HINT)
 
 
-def _empty(network: Callable[[Config], Network], config: Config) -> Network:
+def _empty(network: Callable[[Shape], Network], config: Shape) -> Network:
     """A network whose parameters take no memory yet."""
     with torch.device("meta"):
         return network(config).eval().requires_grad_(False)
