@@ -177,7 +177,7 @@ def write_atomic(path: Path, data: bytes) -> None:
         except BaseException:  # KeyboardInterrupt as well: no half file may stay
             temporary.unlink(missing_ok=True)
             raise
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
     except OSError as error:
         raise _cannot_write(path, error) from error
 
@@ -363,8 +363,8 @@ def _well_formed(text: str) -> str:
     return text.encode("utf-8", "replace").decode()
 
 
-def _sync_folder(folder: Path) -> None:
-    """Make a rename last. Not every system can do that to a folder; the picture is whole either way."""
+def sync_folder(folder: Path) -> None:
+    """Make new names in a folder last. Not every system can do that; the files are whole either way."""
     with contextlib.suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:

@@ -24,7 +24,8 @@ from pathlib import Path
 from typing import Any, Self, TypeVar
 
 from zturbo.errors import StorageError
-from zturbo.storage.disk import Turn, sync_folder
+from zturbo.pictures import sync_folder
+from zturbo.storage.disk import Turn
 
 Result = TypeVar("Result")
 Job = Callable[[sqlite3.Connection], Result]

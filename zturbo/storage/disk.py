@@ -1,6 +1,5 @@
-"""What both homes on disk need: a lock that dies with its holder, and names that last."""
+"""A lock between processes that dies with its holder, for both homes on disk."""
 
-import contextlib
 import os
 import sys
 import time
@@ -46,13 +45,3 @@ class Turn:
     def close(self) -> None:
         """Let go for good."""
         os.close(self._file)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make new names in a folder last. Not every system can do that to a folder."""
-    with contextlib.suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)

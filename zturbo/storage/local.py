@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Self, TypeVar
 
 from zturbo.errors import FileGone, NoSuchFile, StorageError, ZTurboError
-from zturbo.pictures import write_atomic
-from zturbo.storage.disk import Turn, sync_folder
+from zturbo.pictures import sync_folder, write_atomic
+from zturbo.storage.disk import Turn
 from zturbo.storage.files import (
     OpenFile,
     content_type_of,
