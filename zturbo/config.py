@@ -17,6 +17,7 @@ from typing import Any
 
 from zturbo.errors import ConfigError, InvalidInput, Problem
 from zturbo.params import ACCELERATIONS, closest, shown
+from zturbo.pricing import CREDITS_PER_MEGAPIXEL
 
 ENVIRONMENT_PREFIX = "ZTURBO_"
 CONFIG_VARIABLE = "ZTURBO_CONFIG"
@@ -56,8 +57,28 @@ def _whole(low: int, high: int) -> Callable[[object], int]:
 
 
 def _key(value: object) -> str:
-    if isinstance(value, str) and (value == "" or re.fullmatch(r"[!-~]{16,256}", value, re.ASCII)):
+    if isinstance(value, str) and (value == "" or re.fullmatch(r"[0-9a-f]{32}", value, re.ASCII)):
         return value
+    raise _RefusedError
+
+
+def _names(value: object) -> str:
+    if isinstance(value, str) and re.fullmatch(r"([\w./:-]+(\s*,\s*[\w./:-]+)*)?", value, re.ASCII):
+        return value
+    raise _RefusedError
+
+
+def _address(value: object) -> str:
+    if isinstance(value, str) and (value == "" or re.fullmatch(r"https?://[^\s/?#]+(/[^\s?#]*)?", value, re.ASCII)):
+        return value.rstrip("/")
+    raise _RefusedError
+
+
+def _share(value: object) -> float:
+    if isinstance(value, str) and re.fullmatch(r"[01]?(\.\d{1,9})?", value, re.ASCII) and value:
+        value = float(value)
+    if isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= 1:
+        return float(value)
     raise _RefusedError
 
 
@@ -66,6 +87,12 @@ def _folder(value: object) -> Path:
         return Path(_text(value)).expanduser()
     except RuntimeError:  # "~name" of nobody
         raise _RefusedError from None
+
+
+def _kept_folder(value: object) -> Path:
+    """A folder as it was written: `~` is made out where it is used, for whoever runs the server."""
+    _folder(value)
+    return Path(str(value))
 
 
 def _flag(value: object) -> bool:
@@ -82,6 +109,8 @@ def _setting(default: object, read: Callable[[object], object], allowed: str, he
 
 _DEVICES = ("auto", "cpu", "mps", "cuda")
 _DTYPES = ("auto", "float32", "bfloat16", "float16")
+_LOG_FORMATS = ("auto", "text", "json")
+_POLICIES = ("caller", "always")
 _QUANTIZATIONS = ("auto", "none", "int8", "fp8")
 
 
@@ -125,8 +154,28 @@ class Config:
     api_key: str = _setting(
         "",
         _key,
-        "16 to 256 visible ASCII characters",
-        "The bearer key that requests must carry; when absent, `zturbo serve` makes one and prints it.",
+        "32 lower-case hex characters, as `openssl rand -hex 16` makes them",
+        "A bearer key with every scope. When absent, the first start of `zturbo serve` makes one and prints it once.",
+    )
+    data_dir: Path = _setting(  # noqa: RUF009  # it is a dataclasses.field
+        Path("~/.local/share/zturbo"),
+        _kept_folder,
+        "a folder",
+        "Where `zturbo serve` keeps its records (`records.sqlite`) and the pictures it hands out (`files/`).",
+    )
+    public_url: str = _setting(
+        "",
+        _address,
+        "an http or https address",
+        "The address that clients see, for the pictures' links, when a proxy stands before the server; "
+        "absent, it is taken from each request.",
+    )
+    model_aliases: str = _setting(
+        "",
+        _names,
+        "names, separated by commas",
+        "Further names that requests may give the model, as clients of other services send them. "
+        "Pictures asked for by a name of gpt-image-... come as base64 unless the request says otherwise.",
     )
     queue_limit: int = _setting(
         32,
@@ -134,12 +183,74 @@ class Config:
         "an integer from 1 to 100000",
         "Requests that may wait; further ones are told to come back.",
     )
-    files_dir: Path = _setting(  # noqa: RUF009  # it is a dataclasses.field
-        Path("zturbo-files"),
-        _folder,
-        "a folder",
-        "Where `zturbo serve` keeps the pictures it hands out.",
+    rate_limit: int = _setting(
+        0, _whole(0, 1_000_000), "an integer from 0 to 1000000", "Requests a minute of each key; 0 is unlimited."
     )
+    concurrency_limit: int = _setting(
+        0, _whole(0, 100_000), "an integer from 0 to 100000", "Requests at once of each key; 0 is unlimited."
+    )
+    request_timeout_s: int = _setting(
+        600, _whole(1, 86_400), "an integer from 1 to 86400", "Seconds that a request may wait and run."
+    )
+    shutdown_grace_s: int = _setting(
+        30, _whole(0, 3600), "an integer from 0 to 3600", "Seconds that running requests have to end at a shutdown."
+    )
+    retention_days: int = _setting(
+        0, _whole(0, 36_500), "an integer from 0 to 36500", "Days that pictures are kept; 0 is for ever."
+    )
+    credits_per_megapixel: int = _setting(
+        CREDITS_PER_MEGAPIXEL,
+        _whole(0, 100_000_000),
+        "an integer from 0 to 100000000",
+        "The price of each started megapixel of a picture; 2,000,000 credits are one US dollar.",
+    )
+    log_format: str = _setting(
+        "auto",
+        _word(*_LOG_FORMATS),
+        ", ".join(_LOG_FORMATS),
+        "How the server logs; auto is text on a terminal, else json.",
+    )
+
+    safety_checker: str = _setting(
+        "bundled",
+        _text,
+        "bundled, none, OWNER/NAME of the hub, or a folder",
+        "What judges pictures before they are handed out: the bundled classifier, none, or an image-classification "
+        "model of the transformers library (`pip install 'zturbo[safety]'`).",
+    )
+    safety_threshold: float = _setting(
+        0.7, _share, "a number above 0, at most 1", "The lowest score, from 0 to 1, of a picture that is withheld."
+    )
+    safety_labels: str = _setting(
+        "",
+        _names,
+        "names, separated by commas",
+        "Which labels of the model in safety_checker count as unsafe; absent, the well-known ones (nsfw, porn, ...).",
+    )
+    safety_policy: str = _setting(
+        "caller",
+        _word(*_POLICIES),
+        ", ".join(_POLICIES),
+        "Who decides whether pictures are checked: the request, where its key has the scope safety:off; or always on.",
+    )
+
+    @property
+    def records_file(self) -> Path:
+        """The database of `zturbo serve`."""
+        return self._data_folder / "records.sqlite"
+
+    @property
+    def files_dir(self) -> Path:
+        """The folder of the pictures that `zturbo serve` hands out."""
+        return self._data_folder / "files"
+
+    @property
+    def _data_folder(self) -> Path:
+        try:
+            return self.data_dir.expanduser()
+        except RuntimeError as error:  # a user without a home folder, as in some containers
+            raise ConfigError(f"data_dir is {self.data_dir}, and this user has no home folder",
+                              "set ZTURBO_DATA_DIR to a folder") from error  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,21 +1,29 @@
 """Every error zturbo raises on purpose, with its HTTP status, its code and a hint.
 
 ZTurboError                       500 internal_error
-├── InvalidInput                  400 invalid_value          bad parameters; carries every problem at once
-├── Unauthorized                  401 invalid_api_key        no key, or not a valid one
-├── TooLarge                      413 body_too_large         the request's body is over the limit
-├── WrongMediaType                415 unsupported_media_type the request's body is not JSON
-├── Busy                          503 busy                   queue full, loading or draining; says when to retry
-├── ConfigError                   500 invalid_config         a setting or a model's config file is wrong
-├── WeightsError                  500 invalid_weights        a weights file is missing, damaged or of another model
-│   └── WeightsNotFound           404 model_not_found        no such model, folder or file
-├── DeviceError                   500 device_unavailable     the device asked for is not there
-│   └── DoesNotFit                500 out_of_memory          the model does not fit the device by any plan
-├── StorageError                  503 storage_unavailable    records or picture files cannot be read or written now
-├── NoSuchFile                    404 file_not_found         there never was a picture file of that name
-├── FileGone                      410 file_gone              the picture file was removed after its retention
-├── DownloadError                 503 download_failed        the hub cannot be reached, or sent something else
-└── Cancelled                     499 cancelled              the caller went away; nothing was delivered
+├── InvalidInput                  400 invalid_value            bad parameters; carries every problem at once
+├── ContentPolicyViolation        400 content_policy_violation the prompt check does not allow the prompt
+├── Unauthorized                  401 invalid_api_key          no key, or not a valid one
+├── Forbidden                     403 permission_denied        the key is valid, but not for this
+│   └── InsufficientCredits       403 insufficient_credits     the balance or the key's spending limit is used up
+├── NoSuchKey                     404 key_not_found            no API key with that prefix
+├── Conflict                      409 idempotency_conflict     an Idempotency-Key is in use, or had another body
+├── TooLarge                      413 body_too_large           the request's body is over the limit
+├── WrongMediaType                415 unsupported_media_type   the request's body is not JSON
+├── RateLimited                   429 rate_limit_exceeded      the key's requests come too fast, or too many at once
+├── Busy                          503 busy                     queue full, loading or draining; says when to retry
+├── DeadlinePassed                504 deadline_passed          the request took longer than the server allows
+├── ConfigError                   500 invalid_config           a setting or a model's config file is wrong
+├── WeightsError                  500 invalid_weights          a weights file is missing, damaged or of another model
+│   └── WeightsNotFound           404 model_not_found          no such model, folder or file
+├── DeviceError                   500 device_unavailable       the device asked for is not there
+│   └── DoesNotFit                500 out_of_memory            the model does not fit the device by any plan
+├── SafetyError                   500 safety_checker_failed    the safety checker cannot be loaded or failed; it is named
+├── StorageError                  503 storage_unavailable      records or picture files cannot be read or written now
+├── NoSuchFile                    404 file_not_found           there never was a picture file of that name
+├── FileGone                      410 file_gone                the picture file was removed after its retention
+├── DownloadError                 503 download_failed          the hub cannot be reached, or sent something else
+└── Cancelled                     499 cancelled                the caller went away; nothing was delivered
 
 An error's text says what was received and what is allowed; its hint says what to do.
 `assert` is kept for our own mistakes.
@@ -35,6 +43,8 @@ class ZTurboError(Exception):
 
     status = 500
     code = "internal_error"
+    retry_after_s: int | None = None
+    """Whole seconds after which trying again makes sense, where that is known."""
 
     def __init__(self, message: str, hint: str = "") -> None:
         super().__init__(message)
@@ -71,11 +81,76 @@ class InvalidInput(ZTurboError):
         self.problems = tuple(problems)
 
 
+class ContentPolicyViolation(ZTurboError):
+    """The prompt check, where the operator has one, does not allow the prompt; nothing was drawn or charged."""
+
+    status = 400
+    code = "content_policy_violation"
+
+
 class Unauthorized(ZTurboError):
     """The request has no key, or one that is not valid."""
 
     status = 401
     code = "invalid_api_key"
+
+
+class Forbidden(ZTurboError):
+    """The key is valid, but does not have the scope."""
+
+    status = 403
+    code = "permission_denied"
+
+
+class InsufficientCredits(Forbidden):
+    """The request's price is more than what is left of the balance, or of the key's spending limit."""
+
+    code = "insufficient_credits"
+
+
+class NoSuchKey(ZTurboError):
+    """There is no API key with that prefix."""
+
+    status = 404
+    code = "key_not_found"
+
+    def __init__(self, prefix: str) -> None:
+        super().__init__(f"there is no key with the prefix {prefix[:60]!r}", "`zturbo keys list` shows those there are")
+
+
+class Conflict(ZTurboError):
+    """An Idempotency-Key whose first request still runs, or had another body.
+
+    Args:
+        message: which of the two.
+        hint: what to do.
+        retry_after_s: where waiting helps.
+    """
+
+    status = 409
+    code = "idempotency_conflict"
+
+    def __init__(self, message: str, hint: str, retry_after_s: int | None = None) -> None:
+        super().__init__(message, hint)
+        self.retry_after_s = retry_after_s
+
+
+class RateLimited(ZTurboError):
+    """The key sends more requests than it may, in a minute or at once."""
+
+    status = 429
+    code = "rate_limit_exceeded"
+
+    def __init__(self, message: str, retry_after_s: int) -> None:
+        super().__init__(message, f"try again in {retry_after_s} s")
+        self.retry_after_s = retry_after_s
+
+
+class DeadlinePassed(ZTurboError):
+    """The request waited and ran longer than the server allows; nothing was charged."""
+
+    status = 504
+    code = "deadline_passed"
 
 
 class TooLarge(ZTurboError):
@@ -137,6 +212,12 @@ class DoesNotFit(DeviceError):
     """No plan places the model in the memory at hand."""
 
     code = "out_of_memory"
+
+
+class SafetyError(ZTurboError):
+    """The safety checker cannot be loaded, or failed on a picture or prompt: nothing was delivered or charged."""
+
+    code = "safety_checker_failed"
 
 
 class StorageError(ZTurboError):

@@ -16,9 +16,13 @@ from zturbo.errors import InvalidInput, Problem
 from zturbo.params import closest, shown
 from zturbo.storage.records import Key, KeyLimit, Keys
 
-SCOPES = ("model:image", "management")
-"""What a key may do: draw, or manage keys."""
+SCOPES = ("model:image", "safety:off", "management")
+"""What a key may do: draw, draw without the safety checker where a request asks for that, manage keys."""
+DRAWING = ("model:image", "safety:off")
+"""What a new key may do unless its maker says otherwise; without the second the checker is on for all its requests."""
 PREFIX_LENGTH = 8
+GIVEN_NAME = "ZTURBO_API_KEY"
+"""What the key that the settings give is called."""
 MAX_NAME = 100
 """Code points."""
 MAX_MS = 253_402_300_799_999
@@ -34,7 +38,7 @@ async def create(
     name: str,
     now_ms: int,
     *,
-    scopes: Iterable[str] = ("model:image",),
+    scopes: Iterable[str] = DRAWING,
     expires_ms: int | None = None,
     limit: KeyLimit | None = None,
     text: str | None = None,
@@ -75,6 +79,34 @@ async def create(
         if text is not None:
             raise InvalidInput([Problem(("key",), f"a key with prefix {key.prefix} exists already", key.prefix)])
     raise AssertionError(f"{_ATTEMPTS} random prefixes were all taken")
+
+
+async def first_key(keys: Keys, given: str, now_ms: int) -> str | None:
+    """Make sure that a server has a key with every scope.
+
+    Args:
+        given: the operator's own, or "" for none. A given one takes the place of the one given before.
+
+    Returns:
+        The text of a key made now, to be shown once; None where there is one.
+
+    Raises:
+        InvalidInput: another key has the given one's prefix.
+        StorageError: the keys cannot be read or written.
+    """
+    known = await keys.list()
+    if not given:
+        if known:
+            return None
+        _, text = await create(keys, "first start", now_ms, scopes=SCOPES)
+        return text
+    before = [key for key in known if key.name == GIVEN_NAME]
+    if any(hmac.compare_digest(key.digest, digest(given)) for key in before):
+        return None
+    for key in before:
+        await keys.delete(key.prefix)
+    await create(keys, GIVEN_NAME, now_ms, scopes=SCOPES, text=given)
+    return None
 
 
 async def check(keys: Keys, text: str, now_ms: int) -> Key | KeyRefusal:

@@ -5,6 +5,6 @@ CREDITS_PER_MEGAPIXEL = 10_500
 MEGAPIXEL = 1024 * 1024
 
 
-def credits_of(width: int, height: int, images: int) -> int:
-    """Credits of a request: per picture and per started megapixel (of 1024 x 1024 pixels)."""
-    return -(-width * height // MEGAPIXEL) * CREDITS_PER_MEGAPIXEL * images
+def credits_of(width: int, height: int, images: int, rate: int = CREDITS_PER_MEGAPIXEL) -> int:
+    """Credits of a request: `rate` per picture and per started megapixel (of 1024 x 1024 pixels)."""
+    return -(-width * height // MEGAPIXEL) * rate * images

@@ -1,22 +1,64 @@
 """The whole story of one request, for every door: read `Service.generate` first.
 
+ledger.start(...)                the price is held, or the request refused
 ticket = queue.admit(...)        refused here, or nowhere
 progress from the engine         on the event loop, from the device's thread
 files.put(encode(...))           in worker threads
+ledger.finish(...)               charge, file names and answer in one transaction; only then is anything delivered
 """
 
 import asyncio
+import contextlib
+import logging
 import time
-from collections.abc import AsyncGenerator
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator, Callable, Coroutine
+from dataclasses import dataclass, field
 from typing import Any
 
 from zturbo.engine.progress import Picture, Progress
 from zturbo.engine.queue import Ticket
 from zturbo.engine.worker import Worker
+from zturbo.errors import (
+    Busy,
+    DeadlinePassed,
+    InsufficientCredits,
+    StorageError,
+    ZTurboError,
+)
+from zturbo.metrics import Metrics
 from zturbo.params import GenerationParams
 from zturbo.pictures import Settings, encode
-from zturbo.storage.files import Files
+from zturbo.storage.embedded import Storage, now_ms
+from zturbo.storage.records import Answer, End, Ending, KeyLimit, Request
+
+REFUSALS = {
+    "spending_limit": "the key's spending limit is used up",
+    "balance": "the balance is used up",
+}
+log = logging.getLogger("zturbo")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Order:
+    """One request as a door hands it in, already checked.
+
+    Attributes:
+        params: what to draw.
+        request: what the log will say of it.
+        credits: its price, should all pictures be delivered.
+        limit: of the key's spending; None is unlimited.
+        store: put the pictures into the file store; else only their bytes are handed over.
+        previews: how many previews of each picture the progress shall carry.
+        answer: makes what is kept for a repetition of the request; None keeps nothing.
+    """
+
+    params: GenerationParams
+    request: Request
+    credits: int = 0
+    limit: KeyLimit | None = None
+    store: bool = True
+    previews: int = 0
+    answer: "Callable[[Delivered], Answer] | None" = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,78 +72,220 @@ class Delivery:
 
 @dataclass(frozen=True, slots=True)
 class Delivered:
-    """The end of a request: its pictures, and seconds by stage."""
+    """The end of a request: its pictures, seconds by stage, and the model that drew them."""
 
     pictures: tuple[Delivery, ...]
     timings: dict[str, float]
+    model_version: str
+
+
+@dataclass(slots=True)
+class _Work:
+    """What a running request has so far, for whoever must end it."""
+
+    ticket: Ticket | None = None
+    names: list[str] = field(default_factory=list)
+    ended: bool = False
 
 
 class Service:
-    """Queue, engine and files, put together once.
+    """Queue, engine, records and files, put together once.
 
     Args:
         worker: the engine's thread and its queue.
-        files: where pictures are kept.
+        storage: records, and where pictures are kept.
         write_prompts: whether prompt and settings are written into the pictures.
+        timeout_s: how long a request may wait and run.
+        metrics: counts what happens.
     """
 
-    def __init__(self, worker: Worker, files: Files, write_prompts: bool = True) -> None:
-        self.worker, self.files, self.write_prompts = worker, files, write_prompts
+    def __init__(
+        self,
+        worker: Worker,
+        storage: Storage,
+        write_prompts: bool = True,
+        timeout_s: float = 600.0,
+        metrics: Metrics | None = None,
+    ) -> None:
+        self.worker, self.files, self.records = worker, storage.files, storage.records
+        self.write_prompts, self.timeout_s = write_prompts, timeout_s
+        self.metrics = metrics or Metrics()
+        self._unsettled: dict[str, Ending] = {}
+        self._chores: set[asyncio.Task[None]] = set()
 
-    async def generate(
-        self, params: GenerationParams, *, store: bool, previews: int = 0
-    ) -> AsyncGenerator[Progress | Delivered, None]:
+    async def generate(self, order: Order) -> AsyncGenerator[Progress | Delivered, None]:
         """Draw one request.
-
-        Args:
-            params: validated.
-            store: put the pictures into the file store; else only their bytes are handed over.
-            previews: how many previews of each picture the progress shall carry.
 
         Yields:
             progress while it is drawn, then the delivery. Closing the iterator cancels the work within a step.
 
         Raises:
+            InsufficientCredits: the key's limit or the balance does not allow it.
             Busy: not admitted.
+            DeadlinePassed: it took longer than the server allows.
             ZTurboError: what the engine or the store raised.
         """
-        start, events = time.perf_counter(), _Events()
-        ticket = self.worker.queue.admit(params, events.publish, previews)
+        start, work, events = time.perf_counter(), _Work(), _Events(self.timeout_s)
         try:
+            await self._hold(order, work)
+            work.ticket = self.worker.queue.admit(order.params, events.publish, order.previews)
             progress = None
             while progress is None or progress.stage != "done":
                 progress = await events.next()
                 yield progress
             queued = time.perf_counter() - start - progress.timings["total"]
             storing = time.perf_counter()
-            pictures = await asyncio.gather(*(self._deliver(picture, params, store) for picture in progress.pictures))
+            pictures = await self._encode(progress.pictures, order, work)
             end = time.perf_counter()
             engine = {name: seconds for name, seconds in progress.timings.items() if name != "total"}
-            yield Delivered(
-                tuple(pictures), {"queue": max(0.0, queued), **engine, "store": end - storing, "total": end - start}
-            )
+            timings = {"queue": max(0.0, queued), **engine, "store": end - storing, "total": end - start}
+            delivered = Delivered(pictures, timings, self.worker.engine.model.version)
+            await self._charge(order, delivered, work)
+            yield delivered
+        except (GeneratorExit, asyncio.CancelledError):
+            self._give_up(order, work, "cancelled", "cancelled")
+            raise
+        except Exception as error:
+            refused = isinstance(error, Busy)
+            self._give_up(order, work, "rejected" if refused else "failed", _code(error))
+            raise
         finally:
-            _leave(ticket)
+            if work.ticket is not None:
+                work.ticket.cancel()  # after the end it changes nothing
 
-    async def _deliver(self, picture: Picture, params: GenerationParams, store: bool) -> Delivery:
-        model = self.worker.engine.model
+    async def _hold(self, order: Order, work: _Work) -> None:
+        """Begin the request's row and set its price aside."""
+        refusal = await self.records.ledger.start(order.request, order.credits, order.limit)
+        if refusal is not None:
+            work.ended = True  # the ledger has written it down as rejected
+            self.metrics.requests.labels("rejected").inc()
+            raise InsufficientCredits(f"{REFUSALS[refusal]}: this request costs {order.credits} credits")
+
+    async def _encode(self, pictures: tuple[Picture, ...], order: Order, work: _Work) -> tuple[Delivery, ...]:
+        """All files of a request, encoded and stored side by side; none goes on when one fails."""
+        try:
+            async with asyncio.TaskGroup() as group:
+                tasks = [group.create_task(self._deliver(picture, order, work)) for picture in pictures]
+        except ExceptionGroup as errors:
+            raise errors.exceptions[0] from None
+        return tuple(task.result() for task in tasks)
+
+    async def _deliver(self, picture: Picture, order: Order, work: _Work) -> Delivery:
+        model, params, start = self.worker.engine.model, order.params, time.perf_counter()
         written = Settings.of(params, picture.seed, model.name, model.version) if self.write_prompts else None
         data = await asyncio.to_thread(encode, picture.pixels, params.output_format, written)
-        name = await self.files.put(data, params.output_format) if store else None
+        self.metrics.encode.labels(params.output_format).observe(time.perf_counter() - start)
+        if not order.store:
+            return Delivery(data, picture.seed, None)
+        name = await self.files.put(data, params.output_format)
+        work.names.append(name)
         return Delivery(data, picture.seed, name)
 
+    async def _charge(self, order: Order, delivered: Delivered, work: _Work) -> None:
+        """End the request's row as done. From here on it is delivered, even to a client that leaves meanwhile."""
+        ending = Ending(
+            status="done",
+            ended_ms=now_ms(),
+            credits=order.credits,
+            files=tuple(picture.name for picture in delivered.pictures if picture.name is not None),
+            seconds=delivered.timings,
+            answer=order.answer(delivered) if order.answer else None,
+        )
+        finishing = asyncio.ensure_future(self.records.ledger.finish(order.request.request_id, ending))
+        try:
+            finished = await asyncio.shield(finishing)
+        except asyncio.CancelledError:
+            work.ended = True
+            self._later(self._see_out(finishing, order, work))
+            raise
+        if not finished:
+            raise StorageError("the request's row has ended already", "its pictures were not charged")
+        work.ended = True
+        self._count(order, ending)
 
-def _leave(ticket: Ticket) -> None:
-    """Whoever stops listening stops the work; after the end it changes nothing."""
-    ticket.cancel()
+    async def _see_out(self, finishing: "asyncio.Future[bool]", order: Order, work: _Work) -> None:
+        """Nobody waits any more for a charge: if it fails after all, the request ends as cancelled."""
+        try:
+            charged = await finishing
+        except Exception:
+            charged = False
+        if not charged:
+            work.ended = False
+            self._give_up(order, work, "cancelled", "cancelled")
+
+    def _give_up(self, order: Order, work: _Work, status: End, error: str) -> None:
+        """End a request that delivers nothing: its row, its hold, and pictures that were stored already."""
+        if work.ended:
+            return
+        work.ended = True
+        ending = Ending(status=status, ended_ms=now_ms(), error=error)
+        self._count(order, ending)
+        self._unsettled[order.request.request_id] = ending
+        self._later(self._clear(work.names))
+        self._later(self.settle())
+
+    async def settle(self) -> None:
+        """End the rows of requests that have given up; what the disk refuses now is tried again later."""
+        for request_id, ending in list(self._unsettled.items()):
+            try:
+                await self.records.ledger.finish(request_id, ending)
+            except StorageError as error:
+                log.warning("the end of request %s is not written down yet: %s", request_id, error.message)
+                return
+            self._unsettled.pop(request_id, None)
+
+    async def reject(self, request: Request, error: Exception) -> None:
+        """Write down a request that never began; a store that fails does not change its answer."""
+        self.metrics.requests.labels("rejected").inc()
+        ending = Ending(status="rejected", ended_ms=now_ms(), error=_code(error))
+        with contextlib.suppress(StorageError):
+            await self.records.ledger.reject(request, ending)
+
+    async def close(self) -> None:
+        """Wait for what is being written."""
+        while self._chores:
+            await asyncio.wait(self._chores)
+
+    async def _clear(self, names: list[str]) -> None:
+        """Remove pictures that nobody was told of; what stays is removed at the next start."""
+        for name in names:
+            with contextlib.suppress(StorageError):
+                await self.files.delete(name)
+
+    def _later(self, chore: Coroutine[Any, Any, None]) -> None:
+        """Do something on the side, held until it is done."""
+        task = asyncio.ensure_future(chore)
+        self._chores.add(task)
+        task.add_done_callback(self._chores.discard)
+
+    def _count(self, order: Order, ending: Ending) -> None:
+        params = order.params
+        self.metrics.requests.labels(ending.status).inc()
+        if ending.status == "done":
+            self.metrics.credits.inc(ending.credits)
+            seconds = dict(ending.seconds)
+            self.metrics.delivered(seconds, params.width, params.height, params.steps, params.num_images)
+        log.info(
+            "request %s %s", order.request.request_id, ending.status,
+            extra={"request_id": order.request.request_id, "key": order.request.key, "status": ending.status,
+                   "credits": ending.credits, "error": ending.error, "size": f"{params.width}x{params.height}",
+                   "steps": params.steps, "images": params.num_images,
+                   "seconds": {name: round(value, 4) for name, value in ending.seconds.items()}},
+        )  # fmt: skip
+
+
+def _code(error: Exception) -> str:
+    """What the log calls an error."""
+    return error.code if isinstance(error, ZTurboError) else "internal_error"
 
 
 class _Events:
     """What the engine's thread publishes, brought to the event loop that asked."""
 
-    def __init__(self) -> None:
+    def __init__(self, timeout_s: float) -> None:
         self._loop = asyncio.get_running_loop()
         self._queue: asyncio.Queue[Any] = asyncio.Queue()
+        self._timeout_s, self._deadline = timeout_s, self._loop.time() + timeout_s
 
     def publish(self, event: Any) -> None:
         """Called on the engine's thread."""
@@ -109,8 +293,16 @@ class _Events:
             self._loop.call_soon_threadsafe(self._queue.put_nowait, event)
 
     async def next(self) -> Progress:
-        """The next progress; an exception of the engine is raised here."""
-        event = await self._queue.get()
+        """The next progress; an exception of the engine is raised here.
+
+        Raises:
+            DeadlinePassed: none came in time.
+        """
+        try:
+            async with asyncio.timeout_at(self._deadline):
+                event = await self._queue.get()
+        except TimeoutError:
+            raise DeadlinePassed(f"the request was not done within {self._timeout_s:g} s") from None
         if isinstance(event, BaseException):
             raise event
         assert isinstance(event, Progress)

@@ -3,8 +3,9 @@
 import asyncio
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import httpx2
@@ -12,15 +13,18 @@ import numpy as np
 import pytest
 
 from zturbo.api.app import create_app
+from zturbo.config import Config
 from zturbo.engine.progress import Picture, Progress
 from zturbo.engine.queue import AdmissionQueue
 from zturbo.engine.worker import Worker
 from zturbo.errors import Cancelled
 from zturbo.params import GenerationParams
 from zturbo.service import Service
-from zturbo.storage.memory import MemoryFiles
+from zturbo.storage.embedded import Storage
+from zturbo.storage.memory import MemoryFiles, MemoryRecords
 
 KEY = "0123456789abcdef0123456789abcdef"
+OpenStorage = Callable[[], Awaitable[Storage]]
 
 
 @dataclass
@@ -81,14 +85,20 @@ def engine() -> Instant:
     return instant
 
 
-async def open_files() -> MemoryFiles:
-    return MemoryFiles()
+async def open_storage() -> Storage:
+    return Storage(MemoryRecords(), MemoryFiles())
 
 
-@pytest.fixture
-async def server(engine: Instant) -> AsyncIterator[Server]:
+@asynccontextmanager
+async def serving(
+    engine: Instant,
+    open_storage: OpenStorage = open_storage,
+    show_key: Callable[[str], None] = lambda _text: None,
+    **settings: Any,
+) -> AsyncIterator[Server]:
+    """The server with these settings, ready to draw."""
     worker = Worker(AdmissionQueue(limit=4), lambda: engine)
-    app = create_app(worker, open_files, KEY, grace_s=10)
+    app = create_app(worker, open_storage, replace(Config(api_key=KEY, shutdown_grace_s=10), **settings), show_key)
     async with app.router.lifespan_context(app):
         deadline = time.monotonic() + 10
         while worker.queue.refusal is not None and time.monotonic() < deadline:
@@ -97,6 +107,12 @@ async def server(engine: Instant) -> AsyncIterator[Server]:
         headers = {"authorization": f"Bearer {KEY}"}
         async with httpx2.AsyncClient(transport=transport, base_url="http://testserver", headers=headers) as client:
             yield Server(client, engine, app.state.service)
+
+
+@pytest.fixture
+async def server(engine: Instant) -> AsyncIterator[Server]:
+    async with serving(engine) as server:
+        yield server
 
 
 @pytest.fixture

@@ -1,6 +1,8 @@
 """The web application: routes, middleware and the life of the service."""
 
 import asyncio
+import contextlib
+import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
@@ -8,47 +10,99 @@ from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
 from zturbo import __version__
-from zturbo.api import errors, images, models, pictures
+from zturbo.api import errors, images, models, monitoring, pictures
 from zturbo.api.identity import EXPOSED, RequestIds
+from zturbo.api.schemas import model_names
+from zturbo.config import Config
 from zturbo.engine.worker import Worker
+from zturbo.errors import StorageError
+from zturbo.keys import first_key
+from zturbo.metrics import Metrics
+from zturbo.rates import KeyRates
 from zturbo.service import Service
-from zturbo.storage.files import Files
+from zturbo.storage.embedded import Storage, now_ms
+from zturbo.storage.records import DAY_MS
+
+SETTLE_EVERY_S = 5.0
+SWEEP_EVERY_S = 3600.0
+
+log = logging.getLogger("zturbo")
 
 
 def create_app(
     worker: Worker,
-    open_files: Callable[[], Awaitable[Files]],
-    key: str,
-    write_prompts: bool = True,
-    grace_s: float = 30.0,
+    open_storage: Callable[[], Awaitable[Storage]],
+    config: Config,
+    show_key: Callable[[str], None] = lambda _text: None,
 ) -> FastAPI:
     """The application of one worker and one store.
 
     Args:
         worker: started when the application starts, drained when it stops.
-        open_files: opens the store of pictures, once, when the application starts.
-        key: the bearer key that requests must carry.
-        write_prompts: whether prompt and settings are written into the pictures.
-        grace_s: how long running requests may take to end when the application stops.
+        open_storage: opens records and files, once, when the application starts.
+        config: the settings.
+        show_key: receives the text of the key that the first start makes; it is shown nowhere else.
     """
+    metrics = Metrics()
 
     @asynccontextmanager
     async def life(app: FastAPI) -> AsyncIterator[None]:
-        files = await open_files()
-        app.state.service = Service(worker, files, write_prompts)
-        worker.start()
-        yield
-        worker.queue.drain()
-        await asyncio.to_thread(worker.join, grace_s)
-        await files.close()
+        storage = await open_storage()
+        try:
+            if made := await first_key(storage.records.keys, config.api_key, now_ms()):
+                show_key(made)
+            service = Service(worker, storage, config.metadata, config.request_timeout_s, metrics)
+            app.state.service = service
+            worker.start()
+            async with _chores(service, config.retention_days):
+                yield
+                worker.queue.drain()
+                await asyncio.to_thread(worker.join, config.shutdown_grace_s)
+                await service.close()
+        finally:
+            await storage.close()
 
     app = FastAPI(title="zturbo", version=__version__, lifespan=life, redirect_slashes=False)
-    app.state.key = key
+    app.state.config = config
+    app.state.models = model_names(config.model_aliases)
+    app.state.rates = KeyRates(config.rate_limit, config.concurrency_limit)
     errors.install(app)
-    for part in (images, models, pictures):
+    for part in (images, models, monitoring, pictures):
         app.include_router(part.router)
     app.add_middleware(
         CORSMiddleware, allow_origins=["*"], allow_methods=["*"], allow_headers=["*"], expose_headers=list(EXPOSED)
     )
-    app.add_middleware(RequestIds)
+    app.add_middleware(RequestIds, metrics=metrics)
     return app
+
+
+@asynccontextmanager
+async def _chores(service: Service, retention_days: int) -> AsyncIterator[None]:
+    """What a server does on the side: write down ends that the disk refused, and clear away what is old."""
+
+    async def settle() -> None:
+        await service.settle()
+
+    async def sweep() -> None:
+        await service.records.idempotency.expire(now_ms())
+        if retention_days and (removed := await service.files.sweep(now_ms() - retention_days * DAY_MS)):
+            log.info("retention removed %d pictures", removed)
+
+    tasks = [asyncio.ensure_future(_every(SETTLE_EVERY_S, settle)), asyncio.ensure_future(_every(SWEEP_EVERY_S, sweep))]
+    try:
+        yield
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+
+
+async def _every(seconds: float, chore: Callable[[], Awaitable[None]]) -> None:
+    """Do something now and again and again; storage that fails is tried again."""
+    with contextlib.suppress(asyncio.CancelledError):
+        while True:
+            try:
+                await chore()
+            except StorageError as error:
+                log.warning("storage: %s", error.message)
+            await asyncio.sleep(seconds)

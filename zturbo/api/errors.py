@@ -13,9 +13,10 @@ from fastapi import FastAPI, Request
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
-from zturbo.errors import Busy, InvalidInput, Problem, ZTurboError
+from zturbo.errors import InsufficientCredits, InvalidInput, Problem, ZTurboError
 
 TYPES = {400: "invalid_request_error", 401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
+KINDS = {InsufficientCredits.code: "err_insufficent_credits"}  # the published API's spelling
 CODES = {404: "not_found", 405: "method_not_allowed", 413: "body_too_large"}
 
 
@@ -52,7 +53,7 @@ def error_body(
             "type": TYPES.get(status, "invalid_request_error" if status < 500 else "server_error"),
             "code": code,
             "param": ".".join(problems[0].path) if problems else None,
-            "data": {"kind": "err_validation" if problems else f"err_{code}", "issues": issues},
+            "data": {"kind": "err_validation" if problems else KINDS.get(code, f"err_{code}"), "issues": issues},
         },
     }
 
@@ -87,7 +88,7 @@ def _rendered(request: Request, error: Exception) -> tuple[int, dict[str, str], 
         message = f"Body validation error\n{error.message}"
     elif isinstance(error, ZTurboError):
         status, code, message = error.status, error.code, str(error)
-        if isinstance(error, Busy):
+        if error.retry_after_s is not None:
             headers["retry-after"] = str(error.retry_after_s)
     elif isinstance(error, HTTPException):
         status, message = error.status_code, str(error.detail)

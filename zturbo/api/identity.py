@@ -3,24 +3,32 @@
 Middleware here is pure ASGI: Starlette's BaseHTTPMiddleware hides a client's leaving from the handlers.
 """
 
-import hmac
 import logging
 import re
 import secrets
+import time
 
 from fastapi import Request
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from zturbo.api.errors import respond
-from zturbo.errors import Unauthorized
+from zturbo.errors import Forbidden, Unauthorized
+from zturbo.keys import allows, check
+from zturbo.metrics import Metrics
+from zturbo.service import Service
+from zturbo.storage.embedded import now_ms
+from zturbo.storage.records import Key
 
 CLIENT_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 EXPOSED = ("x-request-id", "x-inference-id", "x-client-request-id", "x-aimlapi-credits-used", "x-aimlapi-usd-spent",
-           "retry-after", "x-should-retry")  # fmt: skip
+           "retry-after", "x-should-retry", "idempotent-replayed")  # fmt: skip
 INVALID_KEY = "This request requires a valid API key"
+REASONS = {"malformed": "What was sent has not the form of one.", "unknown": "There is no such key.",
+           "disabled": "This key is disabled.", "expired": "This key has expired."}  # fmt: skip
+UNLOGGED = ("/healthz", "/readyz", "/metrics")
 
-log = logging.getLogger("zturbo")
+log = logging.getLogger("zturbo.http")
 
 
 def new_id() -> str:
@@ -29,44 +37,68 @@ def new_id() -> str:
 
 
 class RequestIds:
-    """Gives each request its id, puts it on the answer, and answers a crash with a 500 in our own form."""
+    """Gives each request its id, logs how it was answered, and answers a crash with a 500 in our own form."""
 
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+        self.app, self.metrics = app, metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
-        request_id = new_id()
+        request_id, start, status = new_id(), time.perf_counter(), 0
         scope.setdefault("state", {})["request_id"] = request_id
-        client_id = Headers(scope=scope).get("x-client-request-id", "")
-        started = False
+        client_id = client_id_of(Headers(scope=scope))
 
         async def tagged(message: Message) -> None:
-            nonlocal started
+            nonlocal status
             if message["type"] == "http.response.start":
-                started = True
+                status = message["status"]
                 headers = MutableHeaders(scope=message)
                 headers["x-request-id"] = headers["x-inference-id"] = request_id
-                if CLIENT_ID.fullmatch(client_id):
+                if client_id is not None:
                     headers["x-client-request-id"] = client_id
             await send(message)
 
         try:
             await self.app(scope, receive, tagged)
         except Exception as error:
-            log.exception("request %s to %s crashed", request_id, scope["path"])
-            if started:
+            log.exception("crashed", extra={"request_id": request_id, "path": scope["path"]})
+            if status:
                 raise
             await respond(Request(scope), error)(scope, receive, tagged)
+        finally:
+            self.metrics.responses.labels(str(status)).inc()
+            if scope["path"] not in UNLOGGED:
+                log.info(
+                    "answered",
+                    extra={"request_id": request_id, "client_request_id": client_id, "method": scope["method"],
+                           "path": scope["path"], "status": status, "key": scope["state"].get("key"),
+                           "seconds": round(time.perf_counter() - start, 4)},
+                )  # fmt: skip
 
 
-def require_key(request: Request, key: str) -> None:
-    """Compare the bearer key in constant time.
+def client_id_of(headers: Headers) -> str | None:
+    """The client's own id of a request, where it sends one of the allowed form."""
+    client_id = headers.get("x-client-request-id", "")
+    return client_id if CLIENT_ID.fullmatch(client_id) else None
+
+
+async def authorize(request: Request, scope: str) -> Key:
+    """The key that a request carries, allowed to do what a scope stands for.
 
     Raises:
-        Unauthorized: no key, or another one.
+        Unauthorized: no key, or none that works.
+        Forbidden: it lacks the scope.
+        StorageError: the keys cannot be read.
     """
+    service: Service = request.app.state.service
     scheme, _, given = request.headers.get("authorization", "").partition(" ")
-    if scheme.lower() != "bearer" or not hmac.compare_digest(given.strip().encode(), key.encode()):
+    if scheme.lower() != "bearer":
         raise Unauthorized(f"{INVALID_KEY}. Send it as the header `Authorization: Bearer <key>`.")
+    key = await check(service.records.keys, given.strip(), now_ms())
+    if isinstance(key, str):
+        raise Unauthorized(f"{INVALID_KEY}. {REASONS[key]}", "`zturbo keys list` shows the keys there are")
+    request.scope["state"]["key"] = key.prefix
+    if not allows(key, scope):
+        raise Forbidden(f"this key lacks the scope {scope}", "use another key, or let its owner change it")
+    return key

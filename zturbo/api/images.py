@@ -1,23 +1,30 @@
 """`POST /v1/images/generations`: one body in, pictures out, whole or as a stream of events."""
 
 import asyncio
-import base64
-import json
 import time
-from collections.abc import AsyncIterator
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import AsyncExitStack, aclosing
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
 
+from zturbo.api.answers import Answer, event, preview_event, progress_event
 from zturbo.api.errors import error_of
-from zturbo.api.identity import require_key
+from zturbo.api.identity import authorize, client_id_of
+from zturbo.api.repeats import REPLAYED, Repetition, reserve
 from zturbo.api.schemas import ImageRequest, read_json_object
-from zturbo.errors import Busy, InvalidInput, Problem, TooLarge, WrongMediaType
+from zturbo.config import Config
+from zturbo.errors import InvalidInput, Problem, TooLarge, WrongMediaType, ZTurboError
 from zturbo.pictures import encode
-from zturbo.pricing import CREDITS_PER_USD, credits_of
-from zturbo.service import Delivered, Delivery, Service
+from zturbo.pricing import credits_of
+from zturbo.service import Delivered, Order, Service
+from zturbo.storage import records
+from zturbo.storage.embedded import now_ms
+from zturbo.storage.records import Key
 
 BODY_TIMEOUT_S = 10
 MAX_BODY_BYTES = 1 << 20
@@ -32,23 +39,76 @@ router = APIRouter()
 @router.post("/images/generations/", include_in_schema=False)
 async def generate_images(request: Request) -> Response:
     """Draw pictures."""
-    require_key(request, request.app.state.key)
-    wanted = ImageRequest.parse(await read_body(request))
+    key = await authorize(request, "model:image")
     service: Service = request.app.state.service
-    if wanted.stream:
-        events = _events(request, service, wanted)
+    row = _row(request, key)
+    async with (
+        AsyncExitStack() as held
+    ):  # what the request holds until its answer is sent: its rate, its Idempotency-Key
+        try:
+            held.enter_context(request.app.state.rates.taking(key.prefix))
+            body = await read_body(request)
+            wanted = ImageRequest.parse(body, request.app.state.models)
+            repetition = await reserve(request, body, key.prefix, service.records.idempotency)
+        except ZTurboError as error:
+            await service.reject(row, error)
+            raise
+        if repetition is not None and repetition.first is not None:
+            return await _replayed(request, wanted, repetition.first)
+        if repetition is not None:
+            held.push_async_callback(repetition.release)
+        job = Job(request, wanted, key, row, repetition)
+        if not wanted.stream:
+            return await _whole(job)
+        events = _events(job)
+        held.push_async_callback(events.aclose)
         first = await anext(events)  # what is refused at the door is an error, not a stream
-        return StreamingResponse(_chained(first, events), media_type="text/event-stream")
-    drawing = asyncio.ensure_future(_draw(service, wanted))
-    leaving = asyncio.ensure_future(_left(request))
-    try:
-        await asyncio.wait((drawing, leaving), return_when=asyncio.FIRST_COMPLETED)
-        if not drawing.done():
-            return Response(status_code=CLIENT_CLOSED)  # nobody reads it; cancelling `drawing` frees the engine
-        return _answer(request, wanted, await drawing)
-    finally:
-        drawing.cancel()
-        leaving.cancel()
+        return EventStream(_chained(first, events), held.pop_all())
+    raise AssertionError("unreachable: every way out of the block returns or raises")
+
+
+class EventStream(StreamingResponse):
+    """Server-sent events, and what their request holds until they end, however that comes about."""
+
+    media_type = "text/event-stream"
+
+    def __init__(self, events: AsyncIterator[bytes], held: AsyncExitStack) -> None:
+        super().__init__(events, headers={"cache-control": "no-store"})
+        self._held = held
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async with self._held:
+            await super().__call__(scope, receive, send)
+
+
+class Job:
+    """One checked request on its way through the service."""
+
+    def __init__(
+        self, request: Request, wanted: ImageRequest, key: Key, row: records.Request, repetition: Repetition | None
+    ) -> None:
+        self.request, self.wanted, self.service = request, wanted, request.app.state.service
+        self.config: Config = request.app.state.config
+        self.created = int(time.time())
+        params = wanted.params
+        self.credits = credits_of(params.width, params.height, params.num_images, self.config.credits_per_megapixel)
+        self.order = Order(
+            params=params,
+            request=replace(row, model=self.request.app.state.models[0], width=params.width, height=params.height,
+                            steps=params.steps, images=params.num_images),
+            credits=self.credits,
+            limit=key.limit,
+            store=wanted.delivery == "url" or repetition is not None,
+            previews=wanted.partial_images if wanted.stream else 0,
+            answer=partial(self._kept, repetition) if repetition is not None else None,
+        )  # fmt: skip
+
+    def answer(self, delivered: Delivered) -> Answer:
+        """What to tell of the pictures."""
+        return Answer(self.wanted, delivered, self.credits, self.created, self.config.public_url)
+
+    def _kept(self, repetition: Repetition, delivered: Delivered) -> records.Answer:
+        return repetition.answer(self.answer(delivered).kept())
 
 
 async def read_body(request: Request) -> dict[str, Any]:
@@ -74,117 +134,83 @@ async def read_body(request: Request) -> dict[str, Any]:
     return read_json_object(bytes(raw))
 
 
+def _row(request: Request, key: Key) -> records.Request:
+    """What the log says of a request from its first moment."""
+    request_id = request.scope["state"]["request_id"]
+    return records.Request(
+        request_id=request_id,
+        inference_id=request_id,
+        created_ms=now_ms(),
+        key=key.prefix,
+        client_request_id=client_id_of(request.headers),
+    )
+
+
+async def _whole(job: Job) -> Response:
+    """The answer as one body, unless the client goes away first."""
+    drawing, leaving = asyncio.ensure_future(_draw(job)), asyncio.ensure_future(_left(job.request))
+    try:
+        await asyncio.wait((drawing, leaving), return_when=asyncio.FIRST_COMPLETED)
+        if not drawing.done():
+            return Response(status_code=CLIENT_CLOSED)  # nobody reads it; cancelling `drawing` frees the engine
+        answer = job.answer(await drawing)
+        return JSONResponse(answer.body(job.request), headers=answer.headers())
+    finally:
+        drawing.cancel()
+        leaving.cancel()
+        await asyncio.wait((drawing, leaving))
+
+
+async def _replayed(request: Request, wanted: ImageRequest, first: bytes) -> Response:
+    """The first answer once more."""
+    service: Service = request.app.state.service
+    answer = await Answer.restored(first, wanted, service.files, request.app.state.config.public_url)
+    if wanted.stream:
+        return StreamingResponse(iter(answer.events(request)), media_type="text/event-stream", headers=REPLAYED)
+    return JSONResponse(answer.body(request), headers=answer.headers() | REPLAYED)
+
+
 async def _left(request: Request) -> None:
     """Return when the client has gone away."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
 
 
-async def _draw(service: Service, wanted: ImageRequest) -> Delivered:
-    async with aclosing(service.generate(wanted.params, store=wanted.delivery == "url")) as story:
-        async for event in story:
-            if isinstance(event, Delivered):
-                return event
+async def _draw(job: Job) -> Delivered:
+    async with aclosing(job.service.generate(job.order)) as story:
+        async for item in story:
+            if isinstance(item, Delivered):
+                return item
     raise AssertionError("a story ends with its delivery")
 
 
-def _answer(request: Request, wanted: ImageRequest, delivered: Delivered) -> JSONResponse:
-    params, usage = wanted.params, usage_of(wanted)
-    items = [_item(request, wanted, picture) for picture in delivered.pictures]
-    body = {
-        "created": int(time.time()),
-        "data": items,
-        "images": items,
-        "seed": params.seed,
-        "prompt": params.prompt,
-        "timings": {name: round(seconds, 4) for name, seconds in delivered.timings.items()},
-        "model_version": request.app.state.service.worker.engine.model.version,
-        "meta": {"usage": usage},
-    }
-    headers = {
-        "x-aimlapi-credits-used": str(usage["credits_used"]),
-        "x-aimlapi-usd-spent": str(usage["usd_spent"]),
-    }
-    return JSONResponse(body, headers=headers)
+async def _events(job: Job) -> AsyncGenerator[bytes, None]:
+    """Server-sent events of one request; closing the iterator cancels the work.
 
-
-def usage_of(wanted: ImageRequest) -> dict[str, Any]:
-    """What a request costs when its pictures are delivered."""
-    params = wanted.params
-    credits = credits_of(params.width, params.height, params.num_images)
-    return {"tokens_used": credits, "credits_used": credits, "usd_spent": credits / CREDITS_PER_USD}
-
-
-def _item(request: Request, wanted: ImageRequest, picture: Delivery) -> dict[str, Any]:
-    """One picture of the answer: exactly one of `url` and `b64_json`, and no null member."""
-    params = wanted.params
-    carried = (
-        {"b64_json": base64.b64encode(picture.data).decode("ascii")}
-        if picture.name is None
-        else {"url": str(request.url_for("file", name=picture.name))}
-    )
-    return carried | {
-        "width": params.width,
-        "height": params.height,
-        "content_type": f"image/{params.output_format}",
-        "seed": picture.seed,
-    }
-
-
-# --- streaming: OpenAI's event names, and our own for progress -------------------------------------------------
-
-
-async def _events(request: Request, service: Service, wanted: ImageRequest) -> AsyncIterator[bytes]:
-    """Server-sent events of one request; closing the iterator cancels the work."""
-    store, partial = wanted.delivery == "url", 0
-    story = service.generate(wanted.params, store=store, previews=wanted.partial_images)
-    async with aclosing(story):
+    Raises:
+        ZTurboError: before the first event; later errors are an event.
+    """
+    previews, begun = 0, False
+    async with aclosing(job.service.generate(job.order)) as story:
         try:
-            async for event in story:
-                if isinstance(event, Delivered):
-                    for picture in event.pictures:
-                        yield _event("completed", _completed(request, wanted, picture))
+            async for item in story:
+                if isinstance(item, Delivered):
+                    for completed in job.answer(item).events(job.request):
+                        yield completed
                     continue
-                yield _event("progress", {"stage": event.stage, "image": event.image, "images": event.images,
-                                          "step": event.step, "steps": event.steps})  # fmt: skip
-                if event.preview is not None:
-                    data = await asyncio.to_thread(encode, event.preview, wanted.params.output_format, None)
-                    yield _event("partial_image", _described(wanted) | _partial(data, partial))
-                    partial += 1
-        except Busy:
-            raise  # before anything was sent: an answer of its own
+                begun = True
+                yield progress_event(item)
+                if item.preview is not None:
+                    data = await asyncio.to_thread(encode, item.preview, job.wanted.params.output_format, None)
+                    yield preview_event(job.wanted, data, previews)
+                    previews += 1
         except Exception as error:
-            yield _event("failed", error_of(request, error))
-
-
-def _partial(data: bytes, index: int) -> dict[str, Any]:
-    return {"b64_json": base64.b64encode(data).decode("ascii"), "partial_image_index": index}
-
-
-def _completed(request: Request, wanted: ImageRequest, picture: Delivery) -> dict[str, Any]:
-    usage = usage_of(wanted)
-    tokens = {"total_tokens": usage["tokens_used"], "input_tokens": 0, "output_tokens": usage["tokens_used"]}
-    return _described(wanted) | _item(request, wanted, picture) | {"usage": usage | tokens}
-
-
-def _described(wanted: ImageRequest) -> dict[str, Any]:
-    """Members that OpenAI's clients expect on both kinds of image events."""
-    params = wanted.params
-    return {
-        "created_at": int(time.time()),
-        "size": f"{params.width}x{params.height}",
-        "quality": "auto",
-        "background": "opaque",
-        "output_format": params.output_format,
-    }
-
-
-def _event(name: str, data: dict[str, Any]) -> bytes:
-    kind = f"image_generation.{name}"
-    return f"event: {kind}\ndata: {json.dumps({'type': kind} | data)}\n\n".encode()
+            if not begun:
+                raise
+            yield event("failed", error_of(job.request, error))
 
 
 async def _chained(first: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
     yield first
-    async for event in rest:
-        yield event
+    async for item in rest:
+        yield item

@@ -1,11 +1,13 @@
 """`GET /v1/models`: what answers here."""
 
+import hashlib
+import json
 from typing import Any
 
 from fastapi import APIRouter, HTTPException, Request
+from starlette.responses import JSONResponse, Response
 
-from zturbo.api.schemas import MODEL, MODELS
-from zturbo.engine.queue import AdmissionQueue
+from zturbo.api.schemas import MODEL
 
 router = APIRouter()
 
@@ -16,34 +18,36 @@ def described(request: Request) -> dict[str, Any]:
     description = "still loading" if engine is None else engine.model.description
     tags = [] if engine is None else [engine.model.version, *(["embedded", "small"] if engine.model.is_nano else [])]
     info = {"name": "z-image-turbo", "developer": "Alibaba Cloud", "description": description}
-    return {"id": MODEL, "object": "model", "type": "image", "info": info, "tags": tags, "aliases": list(MODELS[1:])}
+    return {
+        "id": MODEL,
+        "object": "model",
+        "type": "image",
+        "info": info,
+        "tags": tags,
+        "aliases": list(request.app.state.models[1:]),
+    }
 
 
 @router.get("/v1/models")
 @router.get("/models", include_in_schema=False)
-async def list_models(request: Request) -> dict[str, Any]:
+async def list_models(request: Request) -> Response:
     """The models that can be asked for; needs no key."""
-    return {"object": "list", "data": [described(request)]}
+    return _tagged(request, {"object": "list", "data": [described(request)]})
 
 
 @router.get("/model/{name:path}")
-async def one_model(request: Request, name: str) -> dict[str, Any]:
+async def one_model(request: Request, name: str) -> Response:
     """One model by its id or an alias."""
-    if name not in MODELS:
+    if name not in request.app.state.models:
         raise HTTPException(404, f"no model {name!r}; there is {MODEL}")
-    return {"object": "model", "data": described(request)}
+    return _tagged(request, {"object": "model", "data": described(request)})
 
 
-@router.get("/healthz")
-async def health() -> dict[str, str]:
-    """The process answers."""
-    return {"status": "ok"}
-
-
-@router.get("/readyz")
-async def ready(request: Request) -> dict[str, Any]:
-    """The model is loaded and warm, and requests are taken; else a 503 with the reason."""
-    queue: AdmissionQueue = request.app.state.service.worker.queue
-    if queue.refusal is not None:
-        raise HTTPException(503, queue.refusal, {"retry-after": "1"})
-    return {"status": "ready", "waiting": len(queue)}
+def _tagged(request: Request, body: dict[str, Any]) -> Response:
+    """The body with a weak ETag, or 304 for a client that has it already (RFC 9110, 8.8.3 and 13.1.2)."""
+    digest = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()[:16]
+    headers = {"etag": f'W/"{digest}"', "cache-control": "no-cache"}
+    known = [tag.strip().removeprefix("W/") for tag in request.headers.get("if-none-match", "").split(",")]
+    if f'"{digest}"' in known or "*" in known:
+        return Response(status_code=304, headers=headers)
+    return JSONResponse(body, headers=headers)

@@ -7,7 +7,7 @@ told at once; the rules of values live in `zturbo.params` alone.
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -16,6 +16,8 @@ from zturbo.params import MAX_SIDE, GenerationParams, nearest_side, shown
 
 MODEL = "alibaba/z-image-turbo"
 MODELS = (MODEL, f"aimlapi/{MODEL}")
+BASE64_MODELS = "gpt-image-"
+"""Clients that ask for a model of such a name read base64, and send no `response_format`."""
 MAX_PARTIAL_IMAGES = 3
 DELIVERIES = ("url", "b64_json")
 NAMES: Mapping[str, str] = MappingProxyType(
@@ -32,6 +34,17 @@ NAMES: Mapping[str, str] = MappingProxyType(
     }
 )
 """Our parameter -> the member of the wire."""
+
+
+def model_names(aliases: str) -> tuple[str, ...]:
+    """Every name that the model answers to, its own first.
+
+    Args:
+        aliases: the setting `model_aliases`.
+    """
+    return (*MODELS, *(name.strip() for name in aliases.split(",") if name.strip()))
+
+
 _LENIENT_SIZE = re.compile(r"\s*(\d{1,6})\s*[xX*]\s*(\d{1,6})\s*", re.ASCII)
 
 
@@ -46,6 +59,10 @@ class ImageRequest:
     stream: bool
     partial_images: int
 
+    def with_seed(self, seed: int) -> "ImageRequest":
+        """The same request with another seed."""
+        return replace(self, params=replace(self.params, seed=seed))
+
     @classmethod
     def parse(cls, body: Mapping[str, Any], models: tuple[str, ...] = MODELS) -> "ImageRequest":
         """Check a body.
@@ -55,9 +72,9 @@ class ImageRequest:
         """
         sent = {name: value for name, value in body.items() if value is not None}
         problems: list[Problem] = []
-        delivery = _delivery(sent, problems)
-        stream, partial_images = _streaming(sent, problems)
         model = _model(sent, models, problems)
+        delivery = _delivery(sent, "b64_json" if model.startswith(BASE64_MODELS) else "url", problems)
+        stream, partial_images = _streaming(sent, problems)
         values = {ours: sent[wire] for ours, wire in NAMES.items() if wire in sent}
         if "num_images" not in values and "n" in sent:
             values["num_images"] = sent["n"]
@@ -108,11 +125,11 @@ def _model(sent: Mapping[str, Any], models: tuple[str, ...], problems: list[Prob
     return str(model)
 
 
-def _delivery(sent: dict[str, Any], problems: list[Problem]) -> str:
+def _delivery(sent: dict[str, Any], default: str, problems: list[Problem]) -> str:
     """`response_format`; a gateway in wide use sends it as `output_format`."""
     if isinstance(sent.get("output_format"), str) and sent["output_format"] in DELIVERIES:
         sent.setdefault("response_format", sent.pop("output_format"))
-    delivery = sent.get("response_format", "url")
+    delivery = sent.get("response_format", default)
     if delivery not in DELIVERIES:
         message = f"must be one of {', '.join(DELIVERIES)}; got {shown(delivery)}"
         problems.append(Problem(("response_format",), message, delivery, "nearest valid value: url"))

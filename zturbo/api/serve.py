@@ -5,30 +5,29 @@ the worker again should it die. Settings reach the worker through the environmen
 """
 
 import os
-import secrets
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
 
+from zturbo import logs
 from zturbo.api.app import create_app
-from zturbo.config import Config, load_config
+from zturbo.config import CONFIG_VARIABLE, SETTINGS, Config, load_config
 from zturbo.engine.queue import AdmissionQueue
 from zturbo.engine.worker import Worker
-from zturbo.storage.local import LocalFiles
+from zturbo.storage.embedded import open_storage
 
 if TYPE_CHECKING:
     from zturbo.engine.engine import Engine
-
-GRACE_S = 30
 
 
 def make_app() -> FastAPI:
     """The application as the environment's settings ask; called in the worker process."""
     config = load_config()
+    logs.set_up(config.log_format)
     worker = Worker(AdmissionQueue(config.queue_limit), lambda: _load(config))
-    return create_app(worker, lambda: LocalFiles.start(config.files_dir), config.api_key, config.metadata, GRACE_S)
+    return create_app(worker, lambda: open_storage(config), config, _show_key)
 
 
 def _load(config: Config) -> "Engine":
@@ -36,8 +35,16 @@ def _load(config: Config) -> "Engine":
     from zturbo.engine.engine import Engine
 
     engine = Engine.load_configured(config)
-    print(engine.block(), file=sys.stderr, flush=True)
+    _say(engine.block())
     return engine
+
+
+def _show_key(text: str) -> None:
+    _say(f"key: {text}\n     It is kept as a hash and not shown again; `zturbo keys create` makes another.")
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
 
 
 def run(config: Config, config_file: Path | None) -> None:
@@ -45,15 +52,11 @@ def run(config: Config, config_file: Path | None) -> None:
     from granian import Granian
     from granian.constants import Interfaces
 
-    key = config.api_key or secrets.token_hex(16)
-    os.environ["ZTURBO_API_KEY"] = key
     if config_file is not None:
-        os.environ["ZTURBO_CONFIG"] = str(config_file)
-    for name in ("model", "device", "dtype", "quantization", "acceleration", "host", "port"):
-        os.environ[f"ZTURBO_{name.upper()}"] = str(getattr(config, name))
-    address = f"http://{config.host}:{config.port}"
-    shown = key if not config.api_key else "as set"
-    print(f"zturbo serves {config.model} at {address}/v1/images/generations\nkey: {shown}", file=sys.stderr, flush=True)
+        os.environ[CONFIG_VARIABLE] = str(config_file)
+    for setting in SETTINGS:  # the worker reads the same settings, wherever they came from
+        os.environ[setting.variable] = str(getattr(config, setting.name))
+    _say(f"zturbo serves {config.model} at http://{config.host}:{config.port}/v1/images/generations")
     Granian(
         "zturbo.api.serve:make_app",
         factory=True,
@@ -64,5 +67,5 @@ def run(config: Config, config_file: Path | None) -> None:
         websockets=False,
         log_access=False,
         respawn_failed_workers=True,
-        workers_kill_timeout=GRACE_S + 5,
+        workers_kill_timeout=config.shutdown_grace_s + 5,
     ).serve()

@@ -1,0 +1,377 @@
+"""Every request is one row that ends once, and is charged if and only if its pictures were delivered."""
+
+import asyncio
+import base64
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.api.conftest import KEY, Instant, Server, serving
+from tests.api.test_images import PATH, body, post, until
+from zturbo.config import Config
+from zturbo.errors import StorageError
+from zturbo.keys import create
+from zturbo.storage.embedded import Storage, now_ms
+from zturbo.storage.embedded import open_storage as open_embedded
+from zturbo.storage.memory import MemoryFiles, MemoryRecords
+from zturbo.storage.records import Generation, KeyLimit
+
+pytestmark = pytest.mark.anyio
+PRICE = 10_500
+
+
+async def rows(server: Server) -> tuple[Generation, ...]:
+    return (await server.service.records.history.logs(100)).rows
+
+
+async def row(server: Server) -> Generation:
+    """The only row, once it has ended."""
+    await server.service.close()
+    (found,) = await rows(server)
+    return found
+
+
+async def spent(server: Server) -> int:
+    return (await server.service.records.ledger.spending(KEY[:8], "no_reset", now_ms())).spent
+
+
+async def test_a_delivered_request_is_one_charged_row(server: Server) -> None:
+    answer = await server.client.post(PATH, json=body(num_images=2), headers={"x-client-request-id": "mine-1"})
+    found = await row(server)
+    assert (found.status, found.credits, found.held, found.error) == ("done", 2 * PRICE, 0, None)
+    assert found.request.request_id == answer.headers["x-request-id"]
+    assert (found.request.key, found.request.client_request_id) == (KEY[:8], "mine-1")
+    assert (found.request.width, found.request.height, found.request.steps, found.request.images) == (512, 512, 8, 2)
+    assert found.request.model == "alibaba/z-image-turbo"
+    assert [item["url"].partition("/files/b/")[2] for item in answer.json()["data"]] == list(found.files)
+    assert set(found.seconds) == {"queue", "encode", "denoise", "decode", "store", "total"}
+    assert await spent(server) == 2 * PRICE
+
+
+async def test_the_price_is_a_setting(engine: Instant) -> None:
+    async with serving(engine, credits_per_megapixel=7) as server:
+        answer = await post(server, image_size="landscape_4_3", num_images=3)
+        assert answer.json()["meta"]["usage"]["tokens_used"] == 21
+        assert answer.headers["x-aimlapi-usd-spent"] == "1.05e-05"
+        assert await spent(server) == 21
+
+
+@pytest.mark.parametrize("changes", [{"num_inference_steps": 9}, {"model": "dall-e-3"}], ids=str)
+async def test_a_wrong_request_is_a_rejected_row_and_free(server: Server, changes: dict[str, Any]) -> None:
+    assert (await post(server, **changes)).status_code == 400
+    found = await row(server)
+    assert (found.status, found.credits, found.error) == ("rejected", 0, "invalid_value")
+
+
+async def test_a_broken_engine_is_a_failed_row_and_free(server: Server) -> None:
+    assert (await post(server, prompt="break")).status_code == 500
+    found = await row(server)
+    assert (found.status, found.credits, found.held, found.error) == ("failed", 0, 0, "internal_error")
+    assert await spent(server) == 0
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_client_that_leaves_is_a_cancelled_row_and_free(server: Server, stream: bool) -> None:
+    server.engine.gate.clear()
+    asking = asyncio.ensure_future(post(server, stream=stream))
+    await until(lambda: server.engine.draws == 2)
+    asking.cancel()
+    await asyncio.wait([asking])
+    server.engine.gate.set()
+    found = await row(server)
+    assert (found.status, found.credits, found.held) == ("cancelled", 0, 0)
+    assert server.engine.steps_drawn <= 8 + 1  # the warm-up's, and at most one more
+
+
+async def test_a_full_queue_is_a_rejected_row_and_free(server: Server) -> None:
+    server.engine.gate.clear()
+    asking = [asyncio.ensure_future(post(server))]
+    await until(lambda: server.engine.draws == 2)  # it runs
+    asking += [asyncio.ensure_future(post(server)) for _ in range(4)]
+    await until(lambda: len(server.service.worker.queue) == 4)
+    refused = await post(server)
+    assert refused.status_code == 503
+    assert int(refused.headers["retry-after"]) >= 1
+    server.engine.gate.set()
+    await asyncio.gather(*asking)
+    await server.service.close()
+    ends = sorted(found.status for found in await rows(server))
+    assert ends == ["done"] * 5 + ["rejected"]
+    assert await spent(server) == 5 * PRICE
+
+
+async def test_a_spending_limit_holds_exactly(server: Server) -> None:
+    """Three requests' worth, asked for by five at once: three are drawn."""
+    _, text = await create(
+        server.service.records.keys, "small", now_ms(), limit=KeyLimit("no_reset", 3 * PRICE + PRICE - 1)
+    )
+    headers = {"authorization": f"Bearer {text}"}
+    answers = await asyncio.gather(*(server.client.post(PATH, json=body(seed=i), headers=headers) for i in range(1, 6)))
+    assert sorted(answer.status_code for answer in answers) == [200, 200, 200, 403, 403]
+    refused = next(answer.json() for answer in answers if answer.status_code == 403)
+    assert refused["error"]["data"]["kind"] == "err_insufficent_credits"
+    assert str(PRICE) in refused["message"]
+    assert sorted(found.status for found in await rows(server)) == ["done"] * 3 + ["rejected"] * 2
+
+
+async def test_an_empty_balance_refuses_before_drawing(server: Server) -> None:
+    await server.service.records.ledger.set_account(PRICE - 1, 0, now_ms())
+    assert (await post(server)).status_code == 403
+    assert server.engine.draws == 1  # the warm-up
+
+
+async def test_a_deadline_ends_the_work(engine: Instant) -> None:
+    async with serving(engine, request_timeout_s=1) as server:
+        engine.gate.clear()
+        answer = await post(server)
+        engine.gate.set()
+        assert (answer.status_code, answer.json()["error"]["code"]) == (504, "deadline_passed")
+        found = await row(server)
+        assert (found.status, found.error, found.credits) == ("failed", "deadline_passed", 0)
+
+
+# --- limits of a key ---------------------------------------------------------------------------------------------
+
+
+async def test_requests_a_minute(engine: Instant) -> None:
+    async with serving(engine, rate_limit=2) as server:
+        assert [(await post(server)).status_code for _ in range(3)] == [200, 200, 429]
+        refused = await post(server)
+        assert 1 <= int(refused.headers["retry-after"]) <= 60
+        assert refused.json()["error"]["code"] == "rate_limit_exceeded"
+        assert [found.status for found in await rows(server)].count("rejected") == 2
+
+
+async def test_requests_at_once(engine: Instant) -> None:
+    async with serving(engine, concurrency_limit=1) as server:
+        engine.gate.clear()
+        asking = asyncio.ensure_future(post(server, stream=True))
+        await until(lambda: engine.draws == 2)
+        assert (await post(server)).status_code == 429
+        engine.gate.set()
+        assert (await asking).status_code == 200
+        assert (await post(server)).status_code == 200  # the stream's end has given its place back
+
+
+# --- storage that fails ------------------------------------------------------------------------------------------
+
+
+@dataclass
+class FullDisk(MemoryFiles):
+    """A store that refuses while it is full."""
+
+    full: bool = True
+    deleted: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        super().__init__()
+
+    async def put(self, data: bytes, output_format: str) -> str:
+        if self.full:
+            raise StorageError("cannot write: No space left on device", "make room on the disk")
+        return await super().put(data, output_format)
+
+
+async def test_a_full_disk_is_told_and_recovers(engine: Instant) -> None:
+    files = FullDisk()
+
+    async def opened() -> Storage:
+        return Storage(MemoryRecords(), files)
+
+    async with serving(engine, opened) as server:
+        answer = await post(server, num_images=2)
+        assert answer.status_code == 503
+        assert "No space left" in answer.json()["message"]
+        assert (await row(server)).status == "failed"
+        files.full = False
+        assert (await post(server)).status_code == 200
+        assert await spent(server) == PRICE
+
+
+async def test_nothing_is_delivered_that_could_not_be_charged(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The row cannot be written: no picture stays, and the row ends once the disk is back."""
+    ledger, broken = server.service.records.ledger, True
+    finish = ledger.finish
+
+    async def failing(request_id: str, ending: Any) -> bool:
+        if broken:
+            raise StorageError("the database is read-only", "mount it so that it can be written to")
+        return await finish(request_id, ending)
+
+    monkeypatch.setattr(type(ledger), "finish", lambda _self, request_id, ending: failing(request_id, ending))
+    assert (await post(server)).status_code == 503
+    await server.service.close()
+    (found,) = await rows(server)
+    assert (found.status, found.held) == ("running", PRICE)
+    assert [
+        name for folder in await server.service.files.folders() for name in await server.service.files.names(folder)
+    ] == []
+    broken = False
+    await server.service.settle()
+    found = await row(server)
+    assert (found.status, found.held, found.credits) == ("failed", 0, 0)
+
+
+# --- Idempotency-Key ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("delivery", ["url", "b64_json"])
+async def test_a_repetition_gets_the_first_answer(server: Server, delivery: str) -> None:
+    wanted = body(response_format=delivery) | {"seed": None}
+    first = await server.client.post(PATH, json=wanted, headers={"idempotency-key": "a 1"})
+    again = await server.client.post(PATH, json=dict(reversed(wanted.items())), headers={"idempotency-key": "a 1"})
+    assert again.json() == first.json()
+    assert again.headers["idempotent-replayed"] == "true"
+    assert "idempotent-replayed" not in first.headers
+    assert again.headers["x-request-id"] != first.headers["x-request-id"]
+    assert server.engine.draws == 2
+    assert await spent(server) == PRICE
+
+
+async def test_a_repetition_as_a_stream(server: Server) -> None:
+    answers = [
+        await server.client.post(PATH, json=body(stream=True), headers={"idempotency-key": "s"}) for _ in range(2)
+    ]
+    completed = [
+        [
+            json.loads(line[6:])
+            for line in answer.text.splitlines()
+            if line.startswith('data: {"type": "image_generation.completed"')
+        ]
+        for answer in answers
+    ]
+    assert completed[0][0]["url"] == completed[1][0]["url"]
+    assert server.engine.draws == 2
+
+
+async def test_another_body_is_a_conflict(server: Server) -> None:
+    for seed, status in ((7, 200), (8, 409)):
+        answer = await server.client.post(PATH, json=body(seed=seed), headers={"idempotency-key": "b"})
+        assert answer.status_code == status
+    assert "another body" in answer.json()["message"]
+
+
+async def test_many_at_once_are_drawn_once(server: Server) -> None:
+    server.engine.gate.clear()
+    asking = [
+        asyncio.ensure_future(server.client.post(PATH, json=body(), headers={"idempotency-key": "c"}))
+        for _ in range(20)
+    ]
+    await until(lambda: sum(one.done() for one in asking) == 19)
+    server.engine.gate.set()
+    answers = await asyncio.gather(*asking)
+    assert sorted(answer.status_code for answer in answers) == [200] + [409] * 19
+    assert {answer.headers["retry-after"] for answer in answers if answer.status_code == 409} == {"1"}
+    assert server.engine.draws == 2
+
+
+async def test_a_failed_request_may_be_tried_again_with_its_key(server: Server) -> None:
+    for prompt in ("break", "break"):
+        answer = await server.client.post(PATH, json=body(prompt=prompt), headers={"idempotency-key": "d"})
+        assert answer.status_code == 500
+    await server.service.close()
+
+
+async def test_keys_of_two_owners_do_not_meet(server: Server) -> None:
+    _, text = await create(server.service.records.keys, "other", now_ms())
+    for key in (KEY, text):
+        headers = {"authorization": f"Bearer {key}", "idempotency-key": "same"}
+        answer = await server.client.post(PATH, json=body(), headers=headers)
+        assert "idempotent-replayed" not in answer.headers
+    assert server.engine.draws == 3
+
+
+@pytest.mark.parametrize("key", ["", " x", "x" * 256, "caf\xe9"], ids=ascii)
+async def test_a_key_of_no_form(server: Server, key: str) -> None:
+    answer = await server.client.post(PATH, json=body(), headers={b"idempotency-key": key.encode("latin-1")})
+    assert answer.status_code == 400
+    assert answer.json()["error"]["param"] == "idempotency-key"
+
+
+# --- what stays --------------------------------------------------------------------------------------------------
+
+
+async def test_a_restart_keeps_keys_rows_and_pictures(engine: Instant, tmp_path: Path) -> None:
+    config = Config(data_dir=tmp_path / "data")
+
+    async def opened() -> Storage:
+        return await open_embedded(config)
+
+    async with serving(engine, opened) as server:
+        first = await server.client.post(PATH, json=body(), headers={"idempotency-key": "k"})
+        picture = await server.client.get(first.json()["data"][0]["url"])
+    async with serving(engine, opened) as server:
+        assert (await server.client.get(first.json()["data"][0]["url"])).content == picture.content
+        again = await server.client.post(PATH, json=body(), headers={"idempotency-key": "k"})
+        assert again.json() == first.json()
+        assert await spent(server) == PRICE
+
+
+async def test_the_first_start_shows_a_key_once(engine: Instant, tmp_path: Path) -> None:
+    config = Config(data_dir=tmp_path / "data")
+    shown: list[str] = []
+
+    async def opened() -> Storage:
+        return await open_embedded(config)
+
+    for _ in range(2):
+        async with serving(engine, opened, shown.append, api_key="") as server:
+            answer = await server.client.post(PATH, json=body(), headers={"authorization": f"Bearer {shown[0]}"})
+            assert answer.status_code == 200
+    assert len(shown) == 1
+
+
+async def test_a_new_given_key_replaces_the_one_before(engine: Instant, tmp_path: Path) -> None:
+    config = Config(data_dir=tmp_path / "data")
+
+    async def opened() -> Storage:
+        return await open_embedded(config)
+
+    async with serving(engine, opened):
+        pass
+    async with serving(engine, opened, api_key="f" * 32) as server:
+        assert (await post(server)).status_code == 401
+        answer = await server.client.post(PATH, json=body(), headers={"authorization": f"Bearer {'f' * 32}"})
+        assert answer.status_code == 200
+
+
+# --- names, metrics ----------------------------------------------------------------------------------------------
+
+
+async def test_aliases(engine: Instant) -> None:
+    async with serving(engine, model_aliases="gpt-image-1, dall-e-3") as server:
+        (item,) = (await post(server, model="gpt-image-1")).json()["data"]
+        assert base64.b64decode(item["b64_json"]).startswith(b"\x89PNG")
+        (item,) = (await post(server, model="dall-e-3")).json()["data"]
+        assert "url" in item
+        (listed,) = (await server.client.get("/v1/models")).json()["data"]
+        assert listed["aliases"] == ["aimlapi/alibaba/z-image-turbo", "gpt-image-1", "dall-e-3"]
+        assert (await server.client.get("/model/dall-e-3")).status_code == 200
+
+
+async def test_links_behind_a_proxy(engine: Instant) -> None:
+    async with serving(engine, public_url="https://pictures.example/z") as server:
+        (item,) = (await post(server)).json()["data"]
+        assert item["url"].startswith("https://pictures.example/z/files/b/")
+
+
+async def test_models_are_tagged(server: Server) -> None:
+    first = await server.client.get("/v1/models")
+    assert first.headers["etag"].startswith('W/"')
+    again = await server.client.get("/v1/models", headers={"if-none-match": first.headers["etag"]})
+    assert (again.status_code, again.content) == (304, b"")
+
+
+async def test_metrics_count_what_happened(server: Server) -> None:
+    await post(server, num_images=2)
+    await post(server, num_inference_steps=0)
+    text = (await server.client.get("/metrics")).text
+    assert 'zturbo_requests_total{outcome="done"} 1.0' in text
+    assert 'zturbo_requests_total{outcome="rejected"} 1.0' in text
+    assert "zturbo_images_total 2.0" in text
+    assert f"zturbo_pixel_steps_total {512 * 512 * 8 * 2 / 1e6}e+06" in text
+    assert 'zturbo_stage_seconds_count{size="<=0.25MP",stage="denoise"} 1.0' in text
+    assert "a cat" not in text

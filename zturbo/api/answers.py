@@ -1,0 +1,163 @@
+"""What is sent back for delivered pictures: one JSON body, or server-sent events with OpenAI's names."""
+
+import base64
+import json
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from fastapi import Request
+
+from zturbo.api.schemas import ImageRequest
+from zturbo.engine.progress import Progress
+from zturbo.pricing import CREDITS_PER_USD
+from zturbo.service import Delivered, Delivery
+from zturbo.storage.files import Files
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One request and what became of it, as it can be told again.
+
+    Attributes:
+        wanted: the checked body; its seed is the one that was drawn.
+        created: seconds since 1970 in UTC.
+        credits: charged.
+        public_url: the address before `/files/...`, where the settings name one.
+    """
+
+    wanted: ImageRequest
+    delivered: Delivered
+    credits: int
+    created: int
+    public_url: str = ""
+
+    def headers(self) -> dict[str, str]:
+        """What the answer cost."""
+        usage = self._usage()
+        return {
+            "x-aimlapi-credits-used": str(usage["credits_used"]),
+            "x-aimlapi-usd-spent": str(usage["usd_spent"]),
+        }
+
+    def body(self, request: Request) -> dict[str, Any]:
+        """The whole answer."""
+        params, delivered = self.wanted.params, self.delivered
+        items = [self._item(request, picture) for picture in delivered.pictures]
+        return {
+            "created": self.created,
+            "data": items,
+            "images": items,
+            "seed": params.seed,
+            "prompt": params.prompt,
+            "timings": {name: round(seconds, 4) for name, seconds in delivered.timings.items()},
+            "model_version": delivered.model_version,
+            "meta": {"usage": self._usage()},
+        }
+
+    def events(self, request: Request) -> list[bytes]:
+        """One event for each picture."""
+        usage = self._usage()
+        tokens = {"total_tokens": usage["tokens_used"], "input_tokens": 0, "output_tokens": usage["tokens_used"]}
+        return [
+            event("completed", _described(self.wanted) | self._item(request, picture) | {"usage": usage | tokens})
+            for picture in self.delivered.pictures
+        ]
+
+    def _usage(self) -> dict[str, Any]:
+        return {
+            "tokens_used": self.credits,
+            "credits_used": self.credits,
+            "usd_spent": self.credits / CREDITS_PER_USD,
+        }
+
+    def _item(self, request: Request, picture: Delivery) -> dict[str, Any]:
+        """One picture of the answer: exactly one of `url` and `b64_json`, and no null member."""
+        params = self.wanted.params
+        carried = {"url": self._url(request, picture)} if self.wanted.delivery == "url" else _base64(picture.data)
+        return carried | {
+            "width": params.width,
+            "height": params.height,
+            "content_type": f"image/{params.output_format}",
+            "seed": picture.seed,
+        }
+
+    def _url(self, request: Request, picture: Delivery) -> str:
+        assert picture.name is not None, "a picture that is told by its address lies in the store"
+        path = request.app.url_path_for("file", name=picture.name)
+        return self.public_url + path if self.public_url else str(path.make_absolute_url(request.base_url))
+
+    # --- kept for a repetition of the request --------------------------------------------------------------------
+
+    def kept(self) -> bytes:
+        """All that a repetition of the same body needs, without the pictures themselves: those are in the store."""
+        delivered = self.delivered
+        return json.dumps(
+            {
+                "created": self.created,
+                "credits": self.credits,
+                "seed": self.wanted.params.seed,
+                "pictures": [[picture.name, picture.seed] for picture in delivered.pictures],
+                "timings": delivered.timings,
+                "model_version": delivered.model_version,
+            }
+        ).encode()
+
+    @classmethod
+    async def restored(cls, kept: bytes, wanted: ImageRequest, files: Files, public_url: str) -> "Answer":
+        """The answer that `kept` describes, to the same body.
+
+        Raises:
+            FileGone: its pictures are wanted as base64, and their retention is over.
+        """
+        facts = json.loads(kept)
+        pictures = []
+        for name, seed in facts["pictures"]:
+            data = b""
+            if wanted.delivery == "b64_json":
+                with (await files.open(name)).stream as stream:
+                    data = stream.read()
+            pictures.append(Delivery(data, seed, name))
+        delivered = Delivered(tuple(pictures), facts["timings"], facts["model_version"])
+        return cls(wanted.with_seed(facts["seed"]), delivered, facts["credits"], facts["created"], public_url)
+
+
+def progress_event(progress: Progress) -> bytes:
+    """Our own event: how far the work is."""
+    return event(
+        "progress",
+        {
+            "stage": progress.stage,
+            "image": progress.image,
+            "images": progress.images,
+            "step": progress.step,
+            "steps": progress.steps,
+        },
+    )
+
+
+def preview_event(wanted: ImageRequest, data: bytes, index: int) -> bytes:
+    """A picture that is still being drawn."""
+    return event("partial_image", _described(wanted) | _base64(data) | {"partial_image_index": index})
+
+
+def event(name: str, data: dict[str, Any]) -> bytes:
+    """One server-sent event (https://html.spec.whatwg.org/multipage/server-sent-events.html)."""
+    kind = f"image_generation.{name}"
+    return f"event: {kind}\ndata: {json.dumps({'type': kind} | data)}\n\n".encode()
+
+
+def _base64(data: bytes) -> dict[str, str]:
+    return {"b64_json": base64.b64encode(data).decode("ascii")}
+
+
+def _described(wanted: ImageRequest) -> dict[str, Any]:
+    """Members that OpenAI's clients expect on both kinds of image events."""
+    params = wanted.params
+    return {
+        "created_at": int(time.time()),
+        "size": f"{params.width}x{params.height}",
+        "quality": "auto",
+        "background": "opaque",
+        "output_format": params.output_format,
+    }

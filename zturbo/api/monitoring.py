@@ -1,0 +1,34 @@
+"""What operators and their machines ask: alive, ready, how much."""
+
+from typing import Any
+
+from fastapi import APIRouter, HTTPException, Request
+from starlette.responses import Response
+
+from zturbo.metrics import CONTENT_TYPE
+from zturbo.service import Service
+
+router = APIRouter()
+
+
+@router.get("/healthz")
+async def health() -> dict[str, str]:
+    """The process answers."""
+    return {"status": "ok"}
+
+
+@router.get("/readyz")
+async def ready(request: Request) -> dict[str, Any]:
+    """The model is loaded and warm, and requests are taken; else a 503 with the reason."""
+    service: Service = request.app.state.service
+    if service.worker.queue.refusal is not None:
+        raise HTTPException(503, service.worker.queue.refusal, {"retry-after": "1"})
+    return {"status": "ready", "waiting": len(service.worker.queue)}
+
+
+@router.get("/metrics")
+async def metrics(request: Request) -> Response:
+    """The server's counters, for Prometheus."""
+    service: Service = request.app.state.service
+    service.metrics.waiting.set(len(service.worker.queue))
+    return Response(service.metrics.text(), media_type=CONTENT_TYPE)
