@@ -16,7 +16,7 @@ GOOD = {
     "host": "0.0.0.0", "port": "9000", "api_key": "a" * 32, "queue_limit": "3", "data_dir": "drawn",
     "public_url": "https://pictures.example/z", "model_aliases": "gpt-image-1, dall-e-3", "rate_limit": "60",
     "concurrency_limit": "2", "request_timeout_s": "60", "shutdown_grace_s": "5", "retention_days": "30",
-    "credits_per_megapixel": "1", "log_format": "json",
+    "credits_per_megapixel": "1", "log_format": "json", "c2pa_certificate": "chain.pem", "c2pa_key": "key.pem",
     "safety_checker": "none", "safety_threshold": "0.25", "safety_labels": "porn,sexy", "safety_policy": "always",
 }  # fmt: skip
 """A value for each setting, as an environment variable spells it, that is not the default."""
@@ -25,7 +25,8 @@ BAD = {
     "output_dir": "~nobody-of-that-name/x", "metadata": "perhaps", "host": "", "port": "70000", "api_key": "short",
     "queue_limit": "0", "data_dir": "~nobody-of-that-name/x", "public_url": "ftp://x", "model_aliases": "a,,b",
     "rate_limit": "-1", "concurrency_limit": "many", "request_timeout_s": "0", "shutdown_grace_s": "4000",
-    "retention_days": "1.5", "credits_per_megapixel": "-1", "log_format": "xml",
+    "retention_days": "1.5", "credits_per_megapixel": "-1", "log_format": "xml", "c2pa_certificate": "~nobody-of-that-name/x",
+    "c2pa_key": "~nobody-of-that-name/x",
     "safety_checker": "", "safety_threshold": "1.5", "safety_labels": "porn,,sexy", "safety_policy": "never",
 }  # fmt: skip
 each = pytest.mark.parametrize("setting", SETTINGS, ids=[setting.name for setting in SETTINGS])

@@ -62,6 +62,10 @@ def _key(value: object) -> str:
     raise _RefusedError
 
 
+def _file(value: object) -> str:
+    return "" if value == "" else str(_folder(value))
+
+
 def _names(value: object) -> str:
     if isinstance(value, str) and re.fullmatch(r"([\w./:-]+(\s*,\s*[\w./:-]+)*)?", value, re.ASCII):
         return value
@@ -204,6 +208,14 @@ class Config:
         "an integer from 0 to 100000000",
         "The price of each started megapixel of a picture; 2,000,000 credits are one US dollar.",
     )
+    c2pa_certificate: str = _setting(
+        "",
+        _file,
+        "a file",
+        "The certificate chain (PEM) that signs C2PA content credentials into the pictures of `zturbo serve`; "
+        "absent, none are written.",
+    )
+    c2pa_key: str = _setting("", _file, "a file", "The private key (PEM, PKCS#8) of `c2pa_certificate`.")
     log_format: str = _setting(
         "auto",
         _word(*_LOG_FORMATS),

@@ -28,6 +28,7 @@ from zturbo.errors import (
 from zturbo.metrics import Metrics
 from zturbo.params import GenerationParams
 from zturbo.pictures import Settings, encode
+from zturbo.provenance import Signer
 from zturbo.storage.embedded import Storage, now_ms
 from zturbo.storage.records import Answer, End, Ending, KeyLimit, Request
 
@@ -97,6 +98,7 @@ class Service:
         write_prompts: whether prompt and settings are written into the pictures.
         timeout_s: how long a request may wait and run.
         metrics: counts what happens.
+        signer: writes content credentials into the pictures; None writes none.
     """
 
     def __init__(
@@ -106,10 +108,11 @@ class Service:
         write_prompts: bool = True,
         timeout_s: float = 600.0,
         metrics: Metrics | None = None,
+        signer: Signer | None = None,
     ) -> None:
         self.worker, self.files, self.records = worker, storage.files, storage.records
         self.write_prompts, self.timeout_s = write_prompts, timeout_s
-        self.metrics = metrics or Metrics()
+        self.metrics, self.signer = metrics or Metrics(), signer
         self._unsettled: dict[str, Ending] = {}
         self._chores: set[asyncio.Task[None]] = set()
 
@@ -171,15 +174,22 @@ class Service:
         return tuple(task.result() for task in tasks)
 
     async def _deliver(self, picture: Picture, order: Order, work: _Work) -> Delivery:
-        model, params, start = self.worker.engine.model, order.params, time.perf_counter()
-        written = Settings.of(params, picture.seed, model.name, model.version) if self.write_prompts else None
-        data = await asyncio.to_thread(encode, picture.pixels, params.output_format, written)
-        self.metrics.encode.labels(params.output_format).observe(time.perf_counter() - start)
+        data = await asyncio.to_thread(self._file_of, picture, order.params)
         if not order.store:
             return Delivery(data, picture.seed, None)
-        name = await self.files.put(data, params.output_format)
+        name = await self.files.put(data, order.params.output_format)
         work.names.append(name)
         return Delivery(data, picture.seed, name)
+
+    def _file_of(self, picture: Picture, params: GenerationParams) -> bytes:
+        """The file of a picture, described and signed as the settings ask; run on a worker thread."""
+        start, model = time.perf_counter(), self.worker.engine.model
+        written = Settings.of(params, picture.seed, model.name, model.version) if self.write_prompts else None
+        data = encode(picture.pixels, params.output_format, written)
+        if self.signer is not None:
+            data = self.signer.sign(data, params.output_format)
+        self.metrics.encode.labels(params.output_format).observe(time.perf_counter() - start)
+        return data
 
     async def _charge(self, order: Order, delivered: Delivered, work: _Work) -> None:
         """End the request's row as done. From here on it is delivered, even to a client that leaves meanwhile."""

@@ -18,6 +18,7 @@ from zturbo.engine.worker import Worker
 from zturbo.errors import StorageError
 from zturbo.keys import first_key
 from zturbo.metrics import Metrics
+from zturbo.provenance import open_signer
 from zturbo.rates import KeyRates
 from zturbo.service import Service
 from zturbo.storage.embedded import Storage, now_ms
@@ -43,7 +44,7 @@ def create_app(
         config: the settings.
         show_key: receives the text of the key that the first start makes; it is shown nowhere else.
     """
-    metrics = Metrics()
+    metrics, signer = Metrics(), open_signer(config)
 
     @asynccontextmanager
     async def life(app: FastAPI) -> AsyncIterator[None]:
@@ -51,7 +52,7 @@ def create_app(
         try:
             if made := await first_key(storage.records.keys, config.api_key, now_ms()):
                 show_key(made)
-            service = Service(worker, storage, config.metadata, config.request_timeout_s, metrics)
+            service = Service(worker, storage, config.metadata, config.request_timeout_s, metrics, signer)
             app.state.service = service
             worker.start()
             async with _chores(service, config.retention_days):
