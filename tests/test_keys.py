@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from zturbo import keys
-from zturbo.errors import InvalidInput
+from zturbo.errors import InvalidInput, LastManager, NoSuchKey
 from zturbo.storage.memory import MemoryRecords
 from zturbo.storage.records import Key, KeyLimit, Keys
 from zturbo.storage.sqlite import open_sqlite
@@ -38,6 +38,11 @@ def test_a_key_works() -> None:
     assert check(store, text) == key
     assert keys.allows(key, "management")
     assert not keys.allows(key, "model:image")
+
+
+def test_a_new_key_draws_and_may_leave_the_safety_checker_out() -> None:
+    assert create()[0].scopes == {"model:image", "safety:off"}
+    assert not keys.allows(create(scopes=["model:image"])[0], "safety:off")
 
 
 def test_keys_are_all_different() -> None:
@@ -144,7 +149,7 @@ def test_wrong_expiries(expires_ms: int) -> None:
 
 
 def test_scopes_must_be_some() -> None:
-    with pytest.raises(InvalidInput, match="scopes: must be some of model:image, management; got none"):
+    with pytest.raises(InvalidInput, match="scopes: must be some of model:image, safety:off, management; got none"):
         create(scopes=[])
 
 
@@ -162,3 +167,90 @@ def test_a_taken_prefix_is_passed_by(monkeypatch: pytest.MonkeyPatch) -> None:
     texts = iter(["0" * 31 + "1", "f" * 32])
     monkeypatch.setattr("secrets.token_hex", lambda _: next(texts))
     assert create(store)[1] == "f" * 32
+
+
+# Changed and revoked
+
+
+def change(store: Keys, prefix: str, values: dict[str, object], now_ms: int = NOW) -> Key:
+    return asyncio.run(keys.change(store, prefix, keys.read(values, now_ms), now_ms))
+
+
+def test_what_is_given_changes_and_the_rest_stays() -> None:
+    store = MemoryRecords().keys
+    key, text = create(store, limit=KeyLimit("day", 1), expires_ms=NOW + 5)
+    values: dict[str, object] = {"name": "b", "enabled": False, "limit": {"retention": "week", "threshold": "0.05"}}
+    changed = change(store, key.prefix, values, NOW + 1)
+    limit = KeyLimit("week", 100_000)
+    assert changed == replace(key, name="b", enabled=False, limit=limit, updated_ms=NOW + 1)
+    assert check(store, text) == "disabled"
+    bare = change(store, key.prefix, {"limit": None, "expires_ms": None, "name": None, "scopes": None, "enabled": True})
+    assert (bare.limit, bare.expires_ms, bare.name, bare.scopes) == (None, None, "b", key.scopes)
+    assert check(store, text, NOW + 10**9) == bare
+
+
+def test_nothing_given_changes_nothing() -> None:
+    store = MemoryRecords().keys
+    key, _ = create(store)
+    assert change(store, key.prefix, {}) == key
+
+
+def test_reading_tells_every_problem_by_the_callers_names() -> None:
+    values = {"name": "", "scopes": ["draw"], "enabled": 1, "expires_ms": "1999-01-01", "limit": {"threshold": -1}}
+    with pytest.raises(InvalidInput) as caught:
+        keys.read(values, NOW, {"name": "--name", "expires_ms": "--expires"})
+    assert [problem.path for problem in caught.value.problems] == [
+        ("--name",), ("scopes",), ("enabled",), ("limit", "retention"), ("limit", "threshold"), ("--expires",),
+    ]  # fmt: skip
+
+
+def test_a_long_list_of_wrong_scopes_is_told_shortly() -> None:
+    with pytest.raises(InvalidInput) as caught:
+        keys.read({"scopes": [f"x{number}" for number in range(10_000)]}, NOW)
+    assert len(caught.value.problems) == 8
+
+
+@pytest.mark.parametrize("prefix", ["ffffffff", "", "\0"])
+def test_a_key_that_is_not_there(prefix: str) -> None:
+    store = MemoryRecords().keys
+    create(store, scopes=["management"])
+    for job in (
+        keys.change(store, prefix, {}, NOW),
+        keys.revoke(store, prefix),
+        keys.keep_a_manager(store, prefix, None, NOW),
+    ):
+        with pytest.raises(NoSuchKey):
+            asyncio.run(job)
+
+
+def test_a_revoked_key_is_unknown() -> None:
+    store = MemoryRecords().keys
+    key, text = create(store)
+    asyncio.run(keys.revoke(store, key.prefix))
+    assert check(store, text) == "unknown"
+
+
+def test_only_a_working_manager_counts() -> None:
+    store = MemoryRecords().keys
+    last, _ = create(store, scopes=["management"])
+    create(store, scopes=["management"], enabled=False)
+    create(store, scopes=["management"], expires_ms=NOW + 1)
+    create(store)
+    harmless = keys.read({"name": "b", "limit": None}, NOW)
+    asyncio.run(keys.keep_a_manager(store, last.prefix, harmless, NOW))
+    for facts in (None, keys.read({"enabled": False}, NOW), keys.read({"scopes": ["model:image"]}, NOW)):
+        asyncio.run(keys.keep_a_manager(store, last.prefix, facts, NOW))  # the third has not expired yet
+        with pytest.raises(LastManager, match=last.prefix):
+            asyncio.run(keys.keep_a_manager(store, last.prefix, facts, NOW + 1))
+
+
+def test_the_name_of_the_given_key_is_nobody_elses() -> None:
+    store = MemoryRecords().keys
+    asyncio.run(keys.first_key(store, "0" * 32, NOW))
+    other, _ = create(store)
+    with pytest.raises(InvalidInput, match="name: ZTURBO_API_KEY is the name of the key that the settings give"):
+        create(store, name=keys.GIVEN_NAME)
+    for prefix, name in (("0" * 8, "mine"), (other.prefix, keys.GIVEN_NAME)):
+        with pytest.raises(InvalidInput, match="of no other"):
+            change(store, prefix, {"name": name})
+    assert asyncio.run(keys.first_key(store, "0" * 32, NOW)) is None, "the next start finds it"

@@ -1,4 +1,4 @@
-"""API keys: made, shown once, and checked.
+"""API keys: made, shown once, checked, changed and revoked.
 
 A key is 32 lower-case hex characters; the first 8 are its public prefix. Only the SHA-256 of the whole is kept. A slow
 hash (scrypt, Argon2) guards what people can guess; nobody guesses 128 random bits, and it would cost each request
@@ -9,12 +9,15 @@ import hashlib
 import hmac
 import re
 import secrets
-from collections.abc import Iterable
-from typing import Literal
+from collections.abc import Iterable, Mapping, Sized
+from dataclasses import replace
+from types import MappingProxyType
+from typing import Any, Literal, TypedDict, cast, get_args
 
-from zturbo.errors import InvalidInput, Problem
+from zturbo.errors import InvalidInput, LastManager, NoSuchKey, Problem
 from zturbo.params import closest, shown
-from zturbo.storage.records import Key, KeyLimit, Keys
+from zturbo.quantities import MAX_MS, Reader, iso, read_each, read_moment, read_usd
+from zturbo.storage.records import Key, KeyLimit, Keys, Retention
 
 SCOPES = ("model:image", "safety:off", "management")
 """What a key may do: draw, draw without the safety checker where a request asks for that, manage keys."""
@@ -25,12 +28,27 @@ GIVEN_NAME = "ZTURBO_API_KEY"
 """What the key that the settings give is called."""
 MAX_NAME = 100
 """Code points."""
-MAX_MS = 253_402_300_799_999
-"""The last millisecond of the year 9999, since 1970 in UTC."""
+NAME_PATTERN = f"[^\\u0000-\\u001f\\u007f-\\u009f\\u200e\\u200f\\u2028-\\u202e\\u2066-\\u2069]{{1,{MAX_NAME}}}"
+"""No control characters, and none that turn the direction of writing: a name is shown on terminals and in logs."""
+NAMES: Mapping[str, str] = MappingProxyType({"expires_ms": "expires_at"})
+"""Our name of a fact -> the wire's, where they differ."""
 KeyRefusal = Literal["malformed", "unknown", "disabled", "expired"]
 _TEXT = re.compile(r"[0-9a-f]{32}", re.ASCII)
+_NAME = re.compile(rf"(?!.*[\ud800-\udfff]){NAME_PATTERN}")
 _NOBODY = bytes(32)
 _ATTEMPTS = 8
+_MAX_TOLD = 8
+"""Wrong scopes of one list that are told."""
+
+
+class Facts(TypedDict, total=False):
+    """What the owner of a key decides of it; an absent one stays as it is."""
+
+    name: str
+    scopes: frozenset[str]
+    enabled: bool
+    expires_ms: int | None
+    limit: KeyLimit | None
 
 
 async def create(
@@ -39,6 +57,7 @@ async def create(
     now_ms: int,
     *,
     scopes: Iterable[str] = DRAWING,
+    enabled: bool = True,
     expires_ms: int | None = None,
     limit: KeyLimit | None = None,
     text: str | None = None,
@@ -61,8 +80,11 @@ async def create(
         StorageError: it cannot be kept.
     """
     scopes = frozenset(scopes)
-    if problems := _problems(name, scopes, now_ms, expires_ms, text):
+    _, problems = read_each({"name": name, "scopes": scopes}, _READERS, NAMES)
+    if problems := [*problems, *_expiry_problems(expires_ms, now_ms), *_text_problems(text)]:
         raise InvalidInput(problems)
+    if name == GIVEN_NAME and text is None:
+        raise _reserved(name, "name")
     for _ in range(_ATTEMPTS):  # one of 2^32 prefixes may be taken
         whole = text or secrets.token_hex(16)
         key = Key(
@@ -71,6 +93,7 @@ async def create(
             name=name,
             created_ms=now_ms,
             scopes=scopes,
+            enabled=enabled,
             expires_ms=expires_ms,
             limit=limit,
         )
@@ -123,11 +146,85 @@ async def check(keys: Keys, text: str, now_ms: int) -> Key | KeyRefusal:
     known = hmac.compare_digest(digest(text), key.digest if key else _NOBODY)
     if key is None or not known:
         return "unknown"
-    if not key.enabled:
-        return "disabled"
-    if key.expires_ms is not None and now_ms >= key.expires_ms:
-        return "expired"
+    return _refusal(key, now_ms) or key
+
+
+def read(values: Mapping[str, object], now_ms: int, names: Mapping[str, str] = NAMES) -> Facts:
+    """What the owner of a key decides of it, from loose values.
+
+    Args:
+        values: by the names of `Facts`; `expires_ms` is an ISO 8601 time, and `limit` has `retention` and `threshold`,
+            which is in US dollars. None takes a limit or an expiry away; elsewhere it counts as absent.
+        names: our name -> the caller's, as the problems shall say it.
+
+    Raises:
+        InvalidInput: with every problem found.
+    """
+    found, problems = read_each(values, _READERS, names)
+    if problems := [*problems, *_expiry_problems(found.get("expires_ms"), now_ms, names)]:
+        raise InvalidInput(problems)
+    taken_away = {name: None for name in ("expires_ms", "limit") if name in values}
+    return cast(Facts, taken_away | found)
+
+
+async def change(keys: Keys, prefix: str, facts: Facts, now_ms: int, names: Mapping[str, str] = NAMES) -> Key:
+    """Change a key; the next request that it makes meets the change.
+
+    Args:
+        facts: from `read`.
+        names: our name -> the caller's, as the problems shall say it.
+
+    Returns:
+        The key as it is now.
+
+    Raises:
+        NoSuchKey: there is none.
+        InvalidInput: it would take or lose the name of the key that the settings give.
+        StorageError: it cannot be kept.
+    """
+
+    def changed(key: Key) -> Key:
+        if "name" in facts and (facts["name"] == GIVEN_NAME) != (key.name == GIVEN_NAME):
+            raise _reserved(facts["name"], names.get("name", "name"))
+        return replace(key, **facts, updated_ms=now_ms) if facts else key
+
+    key = await keys.update(prefix, changed)
+    if key is None:
+        raise NoSuchKey(prefix)
     return key
+
+
+async def revoke(keys: Keys, prefix: str) -> None:
+    """Delete a key for good; its requests stay in the log.
+
+    Raises:
+        NoSuchKey: there is none.
+        StorageError: it cannot be deleted.
+    """
+    if not await keys.delete(prefix):
+        raise NoSuchKey(prefix)
+
+
+async def keep_a_manager(keys: Keys, prefix: str, facts: Facts | None, now_ms: int) -> None:
+    """Refuse a change after which no working key could manage keys: nobody could undo it over HTTP.
+
+    For doors that need such a key themselves. Changes at once must take turns round this check and what follows it.
+
+    Args:
+        facts: what the key is about to become; None where it is about to be deleted.
+
+    Raises:
+        NoSuchKey: there is none of this prefix.
+        LastManager: no other key manages.
+    """
+    known = {key.prefix: key for key in await keys.list()}
+    if prefix not in known:
+        raise NoSuchKey(prefix)
+    after = known.pop(prefix)
+    if facts is not None:
+        known[prefix] = replace(after, **facts)
+    if not any(_manages(key, now_ms) for key in known.values()):
+        raise LastManager(prefix)
 
 
 def allows(key: Key, scope: str) -> bool:
@@ -141,23 +238,95 @@ def digest(text: str) -> bytes:
     return hashlib.sha256(text.encode("ascii")).digest()
 
 
-def _problems(
-    name: str, scopes: frozenset[str], now_ms: int, expires_ms: int | None, text: str | None
-) -> list[Problem]:
+def _refusal(key: Key, now_ms: int) -> Literal["disabled", "expired"] | None:
+    if not key.enabled:
+        return "disabled"
+    return "expired" if key.expires_ms is not None and now_ms >= key.expires_ms else None
+
+
+def _manages(key: Key, now_ms: int) -> bool:
+    return allows(key, "management") and _refusal(key, now_ms) is None
+
+
+def _read_name(value: object, path: tuple[str, ...]) -> str:
+    if isinstance(value, str) and _NAME.fullmatch(value):
+        return value
+    raise InvalidInput([Problem(path, f"must be 1 to {MAX_NAME} printable characters; got {shown(value)}", value)])
+
+
+def _read_scopes(value: object, path: tuple[str, ...]) -> frozenset[str]:
+    rule = f"must be some of {', '.join(SCOPES)}"
+    if not isinstance(value, list | tuple | frozenset) or not value:
+        got = "none" if isinstance(value, Sized) and not value else shown(value)
+        raise InvalidInput([Problem(path, f"{rule}; got {got}", value)])
+    wrong = {shown(scope): scope for scope in value if scope not in SCOPES}
     problems = []
-    if not 1 <= len(name) <= MAX_NAME or not name.isprintable():
-        message = f"must be 1 to {MAX_NAME} printable characters; got {shown(name)}"
-        problems.append(Problem(("name",), message, name))
-    if not scopes:
-        problems.append(Problem(("scopes",), f"must be some of {', '.join(SCOPES)}; got none", []))
-    for scope in sorted(scopes - set(SCOPES)):
-        near = closest(scope, SCOPES)
-        hint = f"nearest valid value: {near}" if near else ""
-        problems.append(Problem(("scopes",), f"must be some of {', '.join(SCOPES)}; got {shown(scope)}", scope, hint))
-    if expires_ms is not None and not now_ms < expires_ms <= MAX_MS:
-        problems.append(Problem(("expires_at",), "must be in the future, and before the year 10000", expires_ms))
-    if text is not None and not _TEXT.fullmatch(text):
-        # What was received stays out of the message: it may be a secret with a typing error.
-        hint = "make one with: openssl rand -hex 16"
-        problems.append(Problem(("key",), f"must be 32 lower-case hex characters; got {len(text)}", None, hint))
-    return problems
+    for text, scope in list(wrong.items())[:_MAX_TOLD]:
+        hint = f"nearest valid value: {near}" if (near := closest(scope, SCOPES)) else ""
+        problems.append(Problem(path, f"{rule}; got {text}", scope, hint))
+    if problems:
+        raise InvalidInput(problems)
+    return frozenset(value)
+
+
+def _read_enabled(value: object, path: tuple[str, ...]) -> bool:
+    if isinstance(value, bool):
+        return value
+    raise InvalidInput([Problem(path, f"must be true or false; got {shown(value)}", value)])
+
+
+def _read_limit(value: object, path: tuple[str, ...]) -> KeyLimit:
+    if not isinstance(value, Mapping):
+        rule = 'must be an object such as {"retention": "month", "threshold": 25}'
+        raise InvalidInput([Problem(path, f"{rule}; got {shown(value)}", value)])
+    readers: Mapping[str, Reader] = {"retention": _read_retention, "threshold": read_usd}
+    found: dict[str, Any] = {}
+    problems: list[Problem] = []
+    for name, reader in readers.items():
+        try:
+            found[name] = reader(value.get(name), (*path, name))
+        except InvalidInput as error:
+            problems += error.problems
+    if problems:
+        raise InvalidInput(problems)
+    return KeyLimit(**found)
+
+
+def _read_retention(value: object, path: tuple[str, ...]) -> str:
+    allowed = get_args(Retention)
+    if value in allowed:
+        return str(value)
+    hint = f"nearest valid value: {near}" if (near := closest(value, allowed)) else ""
+    raise InvalidInput([Problem(path, f"must be one of {', '.join(allowed)}; got {shown(value)}", value, hint)])
+
+
+_READERS: Mapping[str, Reader] = MappingProxyType(
+    {
+        "name": _read_name,
+        "scopes": _read_scopes,
+        "enabled": _read_enabled,
+        "expires_ms": read_moment,
+        "limit": _read_limit,
+    }
+)
+
+
+def _expiry_problems(expires_ms: int | None, now_ms: int, names: Mapping[str, str] = NAMES) -> list[Problem]:
+    if expires_ms is None or now_ms < expires_ms <= MAX_MS:
+        return []
+    got = iso(expires_ms) if 0 <= expires_ms <= MAX_MS else shown(expires_ms)
+    rule = f"must be in the future, and before the year 10000; got {got}"
+    return [Problem((names["expires_ms"],), rule, got)]
+
+
+def _text_problems(text: str | None) -> list[Problem]:
+    if text is None or _TEXT.fullmatch(text):
+        return []
+    # What was received stays out of the message: it may be a secret with a typing error.
+    hint = "make one with: openssl rand -hex 16"
+    return [Problem(("key",), f"must be 32 lower-case hex characters; got {len(text)}", None, hint)]
+
+
+def _reserved(name: str, path: str) -> InvalidInput:
+    rule = f"{GIVEN_NAME} is the name of the key that the settings give, and of no other"
+    return InvalidInput([Problem((path,), rule, name, "choose another name for a key of your own")])

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from tests.contract.samples import NOW, at, done, failed, request
-from zturbo.storage.records import GroupBy, Records, UsageRow
+from zturbo.storage.records import GroupBy, Records, Status, UsageRow
 
 FILES = ("0a84de46/GTZfn0tOOQzXlC2Wvpzz9.png", "0a84de46/AAAAn0tOOQzXlC2Wvpzz9.png")
 
@@ -28,22 +28,25 @@ async def fill(records: Records) -> None:
     await records.ledger.start(request(created_ms=at("2026-03-11T15:00"), model="turbo", key="aaaaaaaa"), 99, None)
 
 
-def row(day: str | None, model: str | None, requests: int, delivered: int, credits: int) -> UsageRow:
-    return UsageRow(day=day, model=model, requests=requests, delivered=delivered, images=2 * delivered, credits=credits)
+def row(day: str | None, model: str | None, requests: int, delivered: int, failed: int, credits: int) -> UsageRow:
+    return UsageRow(
+        day=day, model=model, requests=requests, delivered=delivered, failed=failed, images=2 * delivered,
+        credits=credits,
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize(
     ("group_by", "expected"),
     [
-        ("day", [row("2026-03-10", None, 2, 2, 11), row("2026-03-11", None, 5, 2, 50)]),
-        ("model", [row(None, None, 1, 0, 0), row(None, "nano", 1, 1, 1), row(None, "turbo", 5, 3, 60)]),
+        ("day", [row("2026-03-10", None, 2, 2, 0, 11), row("2026-03-11", None, 5, 2, 2, 50)]),
+        ("model", [row(None, None, 1, 0, 1, 0), row(None, "nano", 1, 1, 0, 1), row(None, "turbo", 5, 3, 1, 60)]),
         (
             "day,model",
             [
-                row("2026-03-10", "nano", 1, 1, 1),
-                row("2026-03-10", "turbo", 1, 1, 10),
-                row("2026-03-11", None, 1, 0, 0),
-                row("2026-03-11", "turbo", 4, 2, 50),
+                row("2026-03-10", "nano", 1, 1, 0, 1),
+                row("2026-03-10", "turbo", 1, 1, 0, 10),
+                row("2026-03-11", None, 1, 0, 1, 0),
+                row("2026-03-11", "turbo", 4, 2, 1, 50),
             ],
         ),
     ],
@@ -93,6 +96,17 @@ async def test_the_log_of_a_key_is_its_own(records: Records) -> None:
     page = await records.history.logs(10, key="aaaaaaaa")
     assert {one.request.key for one in page.rows} == {"aaaaaaaa"}
     assert page.total == 5
+
+
+async def test_the_log_of_a_model_and_of_ends(records: Records) -> None:
+    await fill(records)
+    logs = records.history.logs
+    assert {one.request.model for one in (await logs(10, model="turbo")).rows} == {"turbo"}
+    assert [(await logs(10, model=model)).total for model in ("turbo", "nano", "other")] == [5, 1, 0]
+    some: list[tuple[list[Status], int]] = [(["done"], 4), (["failed", "running"], 3), ([], 0)]
+    for statuses, total in some:
+        assert (await logs(10, statuses=statuses)).total == total
+    assert (await logs(1, 1, "aaaaaaaa", model="turbo", statuses=["done"])).total == 2
 
 
 async def test_the_log_names_files_in_order(records: Records) -> None:

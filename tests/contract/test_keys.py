@@ -15,6 +15,7 @@ async def test_a_key_comes_back_as_it_was_put(records: Records) -> None:
         enabled=False,
         expires_ms=NOW + 5,
         limit=KeyLimit("week", 10_500),
+        updated_ms=NOW + 1,
     )
     assert await records.keys.add(full)
     assert await records.keys.add(key("00000000", created_ms=NOW - 1))

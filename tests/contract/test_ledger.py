@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from tests.contract.samples import NOW, at, done, failed, request
-from zturbo.storage.records import Account, Answer, Ending, KeyLimit, Records, Spending
+from zturbo.storage.records import Account, Answer, Ending, KeyLimit, Records, Screening, Spending
 
 FILES = ("0a84de46/GTZfn0tOOQzXlC2Wvpzz9.png", "0a84de46/AAAAn0tOOQzXlC2Wvpzz9.png")
 
@@ -23,8 +23,18 @@ async def test_a_delivered_request_is_one_row_with_all_of_it(records: Records) -
     assert ended is not None
     assert ended.request == row
     assert (ended.status, ended.held, ended.credits, ended.ended_ms) == ("done", 0, 21_000, NOW + 1500)
-    assert (ended.files, dict(ended.seconds), ended.error) == (FILES, seconds, None)
+    assert (ended.files, dict(ended.seconds), ended.error, ended.safety) == (FILES, seconds, None, None)
     assert await records.ledger.get("nobody") is None
+
+
+async def test_what_the_safety_checker_found_is_in_the_row(records: Records) -> None:
+    row, found = request(images=2), Screening(checker="a@1", threshold=0.7, scores=(0.1, 1.0), flagged=(False, True))
+    await records.ledger.start(row, 0, None)
+    await records.ledger.finish(row.request_id, done(safety=found))
+    ended = await records.ledger.get(row.request_id)
+    assert ended is not None
+    assert ended.safety == found
+    assert (await records.history.logs(1)).rows[0].safety == found
 
 
 @pytest.mark.parametrize("status", ["failed", "cancelled", "rejected"])
@@ -191,6 +201,14 @@ async def test_topping_up(records: Records) -> None:
     for amount in (-1, 0.5):
         with pytest.raises(AssertionError, match="credits"):
             await records.ledger.top_up(amount, NOW)  # type: ignore[arg-type]
+
+
+async def test_balance_and_low_threshold_are_set_each_by_itself(records: Records) -> None:
+    await records.ledger.set_account(100, 20, NOW)
+    await records.ledger.set_account("unchanged", 30, NOW + 1)
+    assert await records.ledger.account() == Account(balance=100, low_threshold=30, held=0, updated_ms=NOW + 1)
+    await records.ledger.set_account(None, "unchanged", NOW + 2)
+    assert await records.ledger.account() == Account(balance=None, low_threshold=30, held=0, updated_ms=NOW + 2)
 
 
 async def test_a_balance_set_below_what_is_held_ends_at_nothing(records: Records) -> None:

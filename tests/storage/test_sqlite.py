@@ -187,8 +187,11 @@ async def delivered_row(records: SqliteRecords) -> object:
 # Schema
 
 
+NEWEST = len(shipped_migrations())
+
+
 def test_migrations_are_numbered() -> None:
-    assert [step.version for step in shipped_migrations()] == [1, 2]
+    assert [step.version for step in shipped_migrations()] == [1, 2, 3, 4]
     with pytest.raises(AssertionError, match="without a gap"):
         migrations_in([("0001_a.sql", ""), ("0003_b.sql", "")])
 
@@ -206,17 +209,31 @@ async def test_an_older_database_is_brought_up_to_date(tmp_path: Path) -> None:
         assert await records.ledger.get(request_id) is not None
         assert (await records.idempotency.reserve("o", request_id, b"d", NOW, NOW + 1)).state in ("new", "running")
         await records.close()
-        assert ask(old, "PRAGMA user_version") == [(2,)]
+        assert ask(old, "PRAGMA user_version") == [(NEWEST,)]
         assert schema(old) == schema(new)
+
+
+async def test_keys_of_an_older_database_may_still_leave_the_safety_checker_out(tmp_path: Path) -> None:
+    path = tmp_path / "old.db"
+    await (await open_sqlite(path, migrations=shipped_migrations()[:2])).close()
+    for prefix, scopes in (("00000000", "model:image"), ("11111111", "management model:image"),
+                           ("22222222", "management")):  # fmt: skip
+        columns = "(prefix, digest, name, created_ms, scopes, enabled)"
+        change(path, f"INSERT INTO keys {columns} VALUES ('{prefix}', x'00', 'a', 0, '{scopes}', 1)")
+    records = await open_sqlite(path)
+    assert [one.scopes for one in await records.keys.list()] == [
+        {"model:image", "safety:off"}, {"model:image", "management", "safety:off"}, {"management"},
+    ]  # fmt: skip
+    await records.close()
 
 
 async def test_a_step_that_fails_changes_nothing(tmp_path: Path) -> None:
     path = tmp_path / "r.db"
     await (await open_sqlite(path)).close()
     before = schema(path)
-    steps = [*shipped_migrations(), Migration(3, "0003", "CREATE TABLE a (b);\nINSERT INTO nowhere\nVALUES (1);\n")]
+    broken = Migration(NEWEST + 1, "more", "CREATE TABLE a (b);\nINSERT INTO nowhere\nVALUES (1);\n")
     with pytest.raises(sqlite3.OperationalError, match="no such table: nowhere"):
-        await open_sqlite(path, migrations=steps)
+        await open_sqlite(path, migrations=[*shipped_migrations(), broken])
     assert schema(path) == before
     await (await open_sqlite(path)).close()
 
@@ -225,7 +242,8 @@ async def test_a_newer_database_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "r.db"
     await (await open_sqlite(path)).close()
     change(path, "PRAGMA user_version = 7")
-    with pytest.raises(StorageError, match=r"written by a newer zturbo: its schema has version 7, this one knows 2"):
+    told = rf"written by a newer zturbo: its schema has version 7, this one knows {NEWEST}"
+    with pytest.raises(StorageError, match=told):
         await open_sqlite(path)
     assert ask(path, "PRAGMA user_version") == [(7,)]
 

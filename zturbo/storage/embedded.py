@@ -1,13 +1,20 @@
 """The embedded default: SQLite and a folder of pictures, in one data folder; nothing else to install or start."""
 
+import asyncio
+import os
+import shutil
+import sys
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 from zturbo.config import Config
+from zturbo.errors import StorageError
+from zturbo.storage.database import translated
 from zturbo.storage.files import Files, remove_unknown
-from zturbo.storage.local import LocalFiles
+from zturbo.storage.local import LocalFiles, copy_pictures
 from zturbo.storage.records import Records
-from zturbo.storage.sqlite import open_sqlite
+from zturbo.storage.sqlite import SqliteRecords, open_sqlite
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +49,52 @@ async def open_storage(config: Config) -> Storage:
         await storage.close()
         raise
     return storage
+
+
+async def open_records(config: Config, *, make: bool) -> SqliteRecords:
+    """The records alone, beside a server that may be using them.
+
+    Args:
+        make: make the data folder where there is none.
+
+    Raises:
+        StorageError: there are none, or they cannot be read or written.
+    """
+    if not make and not config.records_file.is_file():
+        hint = "`zturbo serve` and `zturbo keys create` make them; ZTURBO_DATA_DIR names the folder"
+        raise StorageError(f"there are no records in {config.records_file.parent}", hint)
+    return await open_sqlite(config.records_file)
+
+
+async def back_up(config: Config, target: Path, pictures: bool = True) -> int:
+    """Copy the data folder to a new one, while a server uses it or not; the copy appears whole or not at all.
+
+    The records first: a picture is on the disk before a row names it, so none that they name is missed. Pictures that
+    are younger are copied as well; a server that starts on the copy removes them, as after a power failure.
+
+    Returns:
+        How many pictures were copied.
+
+    Raises:
+        StorageError: there are no records, the target exists, or it cannot be written.
+    """
+    temporary = target.with_name(f".{os.urandom(8).hex()}.part")
+    with translated(target):
+        if target.exists():
+            raise StorageError(f"{target} exists already", "name a folder that does not exist")
+        records = await open_records(config, make=False)
+        try:
+            temporary.mkdir(mode=0o700)
+            await records.backup(temporary / config.records_file.name)
+            copy = temporary / config.files_dir.name
+            count = await asyncio.to_thread(copy_pictures, config.files_dir, copy) if pictures else 0
+            if sys.platform != "win32":
+                await asyncio.to_thread(os.sync)  # once, where a sync of each file would take hours on a slow disk
+            temporary.rename(target)
+            return count
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+            await records.close()
 
 
 def now_ms() -> int:

@@ -12,8 +12,10 @@ from typing import BinaryIO, Protocol
 from zturbo.params import OUTPUT_FORMATS
 from zturbo.storage.records import History
 
-_NAME = re.compile(rf"[0-9a-f]{{8}}/[A-Za-z0-9_-]{{21}}\.({'|'.join(OUTPUT_FORMATS)})")
-_FOLDER = re.compile(r"[0-9a-f]{8}")
+FOLDER_PATTERN = "[0-9a-f]{8}"
+PICTURE_PATTERN = rf"[A-Za-z0-9_-]{{21}}\.({'|'.join(OUTPUT_FORMATS)})"
+_NAME = re.compile(f"{FOLDER_PATTERN}/{PICTURE_PATTERN}")
+_FOLDER = re.compile(FOLDER_PATTERN)
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import errno
 import os
+import shutil
 import stat
 import threading
 from collections.abc import Callable, Iterator
@@ -186,6 +187,27 @@ class LocalFiles:
             return StorageError(f"the folder {self._root} is gone", "put it back, or mount it")
         folder, _, file = name.partition("/")
         return FileGone(name) if file in _swept_names(self._root / folder) else NoSuchFile(name)
+
+
+def copy_pictures(root: Path, target: Path) -> int:
+    """Copy every picture to a new folder, with its time, which retention counts from; returns how many. Blocks.
+
+    A picture that is swept meanwhile is left out, and in the list of those that were.
+
+    Raises:
+        StorageError: one of the folders cannot be read or written.
+    """
+    count = 0
+    with _translated(target):
+        target.mkdir(mode=0o700)
+        for folder in _folders(root) if root.is_dir() else ():
+            copy = target / folder.name
+            copy.mkdir(mode=0o700)
+            for name in (*(name for name, _ in _pictures(folder)), _SWEPT):  # the list last
+                with contextlib.suppress(FileNotFoundError):
+                    shutil.copy2(folder / name, copy / name)
+                    count += name != _SWEPT
+    return count
 
 
 def _sweep_folder(folder: Path, before_ms: int) -> int:

@@ -5,7 +5,7 @@ No method waits for anything, so on one event loop each is a transaction by itse
 
 import io
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
@@ -26,8 +26,11 @@ from zturbo.storage.records import (
     Reservation,
     Retention,
     Spending,
+    Status,
+    Unchanged,
     UsageRow,
     assert_credits,
+    changed_amounts,
     refusal,
     window_start_ms,
 )
@@ -127,6 +130,7 @@ class MemoryLedger:
             error=ending.error,
             seconds=dict(ending.seconds),
             files=ending.files,
+            safety=ending.safety,
         )
         if ending.credits:
             self._charge(row.request.key, ending.credits, ended_ms)
@@ -148,10 +152,9 @@ class MemoryLedger:
     async def account(self) -> Account:
         return _account(self._state)
 
-    async def set_account(self, balance: int | None, low_threshold: int, now_ms: int) -> None:
-        for amount in (balance or 0, low_threshold):
-            assert_credits(amount)
-        self._state.account = Account(balance=balance, low_threshold=low_threshold, held=0, updated_ms=now_ms)
+    async def set_account(self, balance: int | Unchanged | None, low_threshold: int | Unchanged, now_ms: int) -> None:
+        changes = changed_amounts(balance, low_threshold)
+        self._state.account = replace(self._state.account, **changes, updated_ms=now_ms)  # type: ignore[arg-type]
 
     async def top_up(self, credits: int, now_ms: int) -> Account:
         assert_credits(credits)
@@ -210,10 +213,17 @@ class MemoryHistory:
         key: str | None = None,
         start_ms: int | None = None,
         end_ms: int | None = None,
+        *,
+        model: str | None = None,
+        statuses: Collection[Status] | None = None,
     ) -> LogPage:
         assert limit >= 0, f"negative limit {limit}"
         assert offset >= 0, f"negative offset {offset}"
-        rows = self._rows(key, start_ms, end_ms)[::-1]
+        rows = [
+            row
+            for row in self._rows(key, start_ms, end_ms)[::-1]
+            if model in (None, row.request.model) and (statuses is None or row.status in statuses)
+        ]
         rows.sort(key=lambda row: -row.request.created_ms)
         return LogPage(tuple(rows[offset : offset + limit]), len(rows), offset)
 
@@ -335,6 +345,7 @@ def _usage_row(day: str | None, model: str | None, rows: Sequence[Generation]) -
         model=model,
         requests=len(rows),
         delivered=len(done),
+        failed=sum(row.status not in ("done", "running") for row in rows),
         images=sum(row.request.images or 0 for row in done),
         credits=sum(row.credits for row in done),
     )

@@ -15,7 +15,7 @@ pictures were delivered, or drops it. Holds count as spent, so that no number of
 Times are integer milliseconds since 1970 in UTC, given by the caller: no seam reads a clock.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from decimal import ROUND_HALF_UP, Decimal
@@ -33,6 +33,7 @@ End = Literal["done", "failed", "cancelled", "rejected"]
 Status = Literal["running", "done", "failed", "cancelled", "rejected"]
 GroupBy = Literal["day", "model", "day,model"]
 Refusal = Literal["spending_limit", "balance"]
+Unchanged = Literal["unchanged"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +66,8 @@ class Key:
     enabled: bool = True
     expires_ms: int | None = None
     limit: KeyLimit | None = None
+    updated_ms: int | None = None
+    """When its owner last changed it; None is never."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,6 +104,17 @@ class Answer:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Screening:
+    """What the safety checker found in the pictures of a request, in order."""
+
+    checker: str
+    """name@version."""
+    threshold: float
+    scores: tuple[float, ...]
+    flagged: tuple[bool, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Ending:
     """How a request ended."""
 
@@ -114,6 +128,8 @@ class Ending:
     """Stage -> seconds."""
     error: str | None = None
     """The error's code."""
+    safety: Screening | None = None
+    """None where the pictures were not checked."""
     answer: Answer | None = None
     """Kept in the same transaction, so that no repetition is charged a second time."""
 
@@ -136,6 +152,7 @@ class Generation:
     error: str | None
     seconds: Mapping[str, float]
     files: tuple[str, ...]
+    safety: Screening | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -172,6 +189,8 @@ class UsageRow:
     requests: int
     delivered: int
     """Requests that ended as done."""
+    failed: int
+    """Requests that ended in another way; what still runs is in neither."""
     images: int
     """Pictures delivered."""
     credits: int
@@ -252,7 +271,7 @@ class Ledger(Protocol):
 
     async def account(self) -> Account: ...
 
-    async def set_account(self, balance: int | None, low_threshold: int, now_ms: int) -> None:
+    async def set_account(self, balance: int | Unchanged | None, low_threshold: int | Unchanged, now_ms: int) -> None:
         """Set the balance, None for unlimited. Set below what is held now, it can end at 0 and not below."""
 
     async def top_up(self, credits: int, now_ms: int) -> Account:
@@ -274,6 +293,9 @@ class History(Protocol):
         key: str | None = None,
         start_ms: int | None = None,
         end_ms: int | None = None,
+        *,
+        model: str | None = None,
+        statuses: Collection[Status] | None = None,
     ) -> LogPage: ...
 
     async def known_files(self, names: Sequence[str]) -> frozenset[str]:
@@ -364,6 +386,15 @@ def refusal(
     if balance is not None and held_by_all + credits > balance:
         return "balance"
     return None
+
+
+def changed_amounts(balance: int | Unchanged | None, low_threshold: int | Unchanged) -> dict[str, int | None]:
+    """The members of an account that `set_account` is asked to change."""
+    amounts = {"balance": balance, "low_threshold": low_threshold}
+    changes = {name: amount for name, amount in amounts.items() if amount != "unchanged"}
+    for amount in changes.values():
+        assert_credits(amount or 0)
+    return changes
 
 
 def assert_credits(amount: int) -> None:

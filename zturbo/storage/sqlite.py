@@ -3,7 +3,9 @@
 import asyncio
 import json
 import sqlite3
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import asdict
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +24,13 @@ from zturbo.storage.records import (
     Request,
     Reservation,
     Retention,
+    Screening,
     Spending,
+    Status,
+    Unchanged,
     UsageRow,
     assert_credits,
+    changed_amounts,
     refusal,
     window_start_ms,
 )
@@ -34,8 +40,11 @@ _REQUEST = (
     "steps", "images",
 )  # fmt: skip
 _ROW = (*_REQUEST, "status", "held", "credits", "ended_ms", "error", "seconds")
-_KEY = ("prefix", "digest", "name", "created_ms", "scopes", "enabled", "expires_ms", "retention", "threshold")
-_SELECT_ROWS = f"""SELECT {", ".join(_ROW)}, (
+_READ = (*_ROW, "safety", "files")
+_KEY = (
+    "prefix", "digest", "name", "created_ms", "updated_ms", "scopes", "enabled", "expires_ms", "retention", "threshold",
+)  # fmt: skip
+_SELECT_ROWS = f"""SELECT {", ".join(_ROW)}, safety, (
     SELECT json_group_array(name) FROM (
         SELECT name FROM pictures WHERE pictures.request_id = generations.request_id ORDER BY position
     )
@@ -178,11 +187,10 @@ class SqliteLedger:
     async def account(self) -> Account:
         return await self._database.read(_account)
 
-    async def set_account(self, balance: int | None, low_threshold: int, now_ms: int) -> None:
-        for amount in (balance or 0, low_threshold):
-            assert_credits(amount)
-        query = "UPDATE account SET balance = ?, low_threshold = ?, updated_ms = ?"
-        await self._database.write(lambda connection: connection.execute(query, (balance, low_threshold, now_ms)))
+    async def set_account(self, balance: int | Unchanged | None, low_threshold: int | Unchanged, now_ms: int) -> None:
+        changes = changed_amounts(balance, low_threshold) | {"updated_ms": now_ms}
+        query = f"UPDATE account SET {', '.join(f'{column} = ?' for column in changes)}"
+        await self._database.write(lambda connection: connection.execute(query, tuple(changes.values())))
 
     async def top_up(self, credits: int, now_ms: int) -> Account:
         assert_credits(credits)
@@ -206,7 +214,7 @@ class SqliteHistory:
         day = f"date(created_ms / {DAY_MS} * 86400, 'unixepoch')" if "day" in group_by else "NULL"
         model = "model" if "model" in group_by else "NULL"
         where, values = _where(key, start_ms, end_ms)
-        query = f"""SELECT {day}, {model}, count(*), sum(status = 'done'),
+        query = f"""SELECT {day}, {model}, count(*), sum(status = 'done'), sum(status NOT IN ('done', 'running')),
                 sum(CASE status WHEN 'done' THEN coalesce(images, 0) ELSE 0 END), sum(credits)
             FROM generations {where} GROUP BY 1, 2 ORDER BY 1, 2"""
         return await self._database.read(
@@ -220,10 +228,13 @@ class SqliteHistory:
         key: str | None = None,
         start_ms: int | None = None,
         end_ms: int | None = None,
+        *,
+        model: str | None = None,
+        statuses: Collection[Status] | None = None,
     ) -> LogPage:
         assert limit >= 0, f"negative limit {limit}"
         assert offset >= 0, f"negative offset {offset}"
-        where, values = _where(key, start_ms, end_ms)
+        where, values = _where(key, start_ms, end_ms, model, statuses)
         query = f"{_SELECT_ROWS} {where} ORDER BY created_ms DESC, number DESC LIMIT ? OFFSET ?"
 
         def job(connection: sqlite3.Connection) -> LogPage:
@@ -307,6 +318,9 @@ def _finish(connection: sqlite3.Connection, request_id: str, ending: Ending) -> 
         " WHERE request_id = ?",
         (ending.status, ending.credits, ended_ms, ending.error, _seconds(ending), request_id),
     )
+    if ending.safety is not None:
+        values = (json.dumps(asdict(ending.safety)), request_id)
+        connection.execute("UPDATE generations SET safety = ? WHERE request_id = ?", values)
     if ending.credits:
         _charge(connection, key, ending.credits, ended_ms)
     files = [(name, request_id, position) for position, name in enumerate(ending.files)]
@@ -380,25 +394,46 @@ def _key(row: tuple[Any, ...]) -> Key:
 def _key_values(key: Key) -> tuple[object, ...]:
     limit = (key.limit.retention, key.limit.threshold) if key.limit else (None, None)
     scopes = " ".join(sorted(key.scopes))
-    return key.prefix, key.digest, key.name, key.created_ms, scopes, key.enabled, key.expires_ms, *limit
+    moments = key.created_ms, key.updated_ms
+    return key.prefix, key.digest, key.name, *moments, scopes, key.enabled, key.expires_ms, *limit
 
 
 def _generation(row: tuple[Any, ...]) -> Generation:
-    values = dict(zip((*_ROW, "files"), row, strict=True))
+    values = dict(zip(_READ, row, strict=True))
     request = Request(**{name: values.pop(name) for name in _REQUEST})
     seconds, files = json.loads(values.pop("seconds")), tuple(json.loads(values.pop("files")))
-    return Generation(request=request, seconds=seconds, files=files, **values)
+    safety = _screening(values.pop("safety"))
+    return Generation(request=request, seconds=seconds, files=files, safety=safety, **values)
 
 
 def _seconds(ending: Ending) -> str:
     return json.dumps(dict(ending.seconds))
 
 
-def _where(key: str | None, start_ms: int | None, end_ms: int | None) -> tuple[str, tuple[object, ...]]:
+def _screening(text: str | None) -> Screening | None:
+    if text is None:
+        return None
+    facts = json.loads(text)
+    return Screening(**facts | {"scores": tuple(facts["scores"]), "flagged": tuple(facts["flagged"])})
+
+
+def _where(
+    key: str | None,
+    start_ms: int | None,
+    end_ms: int | None,
+    model: str | None = None,
+    statuses: Collection[Status] | None = None,
+) -> tuple[str, tuple[object, ...]]:
     """A WHERE clause and its values; None leaves a condition out."""
-    conditions: dict[str, str | int | None] = {"key = ?": key, "created_ms >= ?": start_ms, "created_ms < ?": end_ms}
-    given = {condition: _storable(value) for condition, value in conditions.items() if value is not None}
-    return (f"WHERE {' AND '.join(given)}" if given else ""), tuple(given.values())
+    conditions: dict[str, str | int | None] = {
+        "key = ?": key, "created_ms >= ?": start_ms, "created_ms < ?": end_ms, "model = ?": model,
+    }  # fmt: skip
+    given: dict[str, tuple[object, ...]] = {
+        condition: (_storable(value),) for condition, value in conditions.items() if value is not None
+    }
+    if statuses is not None:
+        given[f"status IN ({_marks(len(statuses))})"] = tuple(statuses)
+    return (f"WHERE {' AND '.join(given)}" if given else ""), tuple(chain.from_iterable(given.values()))
 
 
 def _storable(value: str | int) -> str | int:

@@ -1,0 +1,1 @@
+ALTER TABLE keys ADD COLUMN updated_ms INTEGER;  -- NULL where its owner never changed it
