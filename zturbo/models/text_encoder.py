@@ -155,5 +155,13 @@ class Qwen3(nn.Module):
 
     def forward(self, input_ids: Tensor, cache: KVCache | None = None) -> Tensor:
         """Next-token logits: (B, S) -> (B, S, vocab). With a cache, the ids continue what it holds."""
-        x = self.model.norm(self.model(input_ids, self.config.num_hidden_layers, cache))
+        return self._logits(self.model(input_ids, self.config.num_hidden_layers, cache))
+
+    def next_logits(self, input_ids: Tensor, cache: KVCache) -> Tensor:
+        """Logits of the one token that follows: (B, S) -> (B, vocab), where the embedding lies."""
+        return self._logits(self.model(input_ids, self.config.num_hidden_layers, cache)[:, -1])
+
+    def _logits(self, x: Tensor) -> Tensor:
+        """(..., hidden) of the last layer -> (..., vocab); layers may compute elsewhere than norm and embedding lie."""
+        x = self.model.norm(x.to(self.model.norm.weight.device))
         return F.linear(x, self.model.embed_tokens.weight)

@@ -1,0 +1,182 @@
+"""Which prompts are left alone, and which sentences are refused, one by one."""
+
+import pytest
+
+from zturbo.expansion.rules import MAX_ADDED, additions, closed, harmless, joined, left_alone
+from zturbo.expansion.words import language, quotations, stem, tokens
+
+GOOD = "Soft light falls on it from the left."
+
+
+def kept(prompt: str, sentence: str) -> bool:
+    return additions(prompt, sentence, whole=True) == [sentence]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "reason"),
+    [
+        ("a cat", ""),
+        ("", "no words"),
+        (" \n\t", "no words"),
+        ("?!…", "no words"),
+        ("word " * 39, ""),
+        ("word " * 40, "detailed"),
+        ("字" * 59, ""),
+        ("字" * 60, "detailed"),
+        ("x" * 401, "detailed"),
+    ],
+)
+def test_what_is_left_alone(prompt: str, reason: str) -> None:
+    assert (reason in left_alone(prompt)) if reason else left_alone(prompt) == ""
+
+
+@pytest.mark.parametrize(
+    ("prompt", "sentence"),
+    [
+        ("three dogs", "The two dogs run through the grass."),
+        ("three dogs", "There are 4 dogs in the picture."),
+        ("a dog", "Two dogs run through the grass."),
+        ("a dog", "In the background are five more."),
+        ("a red car", "The blue car stands in the shade."),
+        ("a red car", "The car is green and shines in the sun."),
+        ("a crimson coat on a chair", "The coat is pale blue in the light."),
+        ("a cat on the left and a dog on the right of a house", "<b>The cat is on the left.</b>"),
+        ("a cat on the left", "The cat sits on the right side of the picture."),
+        ("a city at night", "Bright sunlight falls on the houses of the town."),
+        ("a beach at noon", "The moonlight shines on the sea."),
+        ("两只猫", "三只猫坐在窗台上。"),
+        ("红色的汽车", "蓝色的汽车停在路边。"),
+        ("城市的夜空", "阳光照在屋顶上。"),
+        ("左边的猫", "猫坐在右边的椅子上。"),
+    ],
+)
+def test_contradictions_are_refused(prompt: str, sentence: str) -> None:
+    assert additions(prompt, sentence, whole=True) == []
+
+
+@pytest.mark.parametrize(
+    ("prompt", "sentence"),
+    [
+        ("three dogs", "The three dogs run through the tall grass."),
+        ("three dogs", "One of the dogs has a stick in its mouth."),
+        ("2 dogs", "The two dogs run through the tall grass."),
+        ("a red car", "The red car stands in front of a grey wall."),
+        ("a red car", "The scarlet car stands in the shade of a tree."),
+        ("a car", "The car is green and shines in the sun."),
+        ("a city at night", "The windows of the houses are lit from the inside."),
+        ("两只猫", "两只猫坐在窗台上，背景是蓝天。"),
+        ("红色的汽车", "红色的汽车停在绿树下。"),
+        ("a cat on the left", "The cat on the left looks into the distance."),
+        ('a sign that says "OPEN"', 'The sign with "OPEN" hangs over the door.'),
+        ("red car", "Cinematic composition, shallow depth of field."),
+        ("ein Hund im Schnee", "Das weiche Licht fällt von links auf den Schnee."),
+    ],
+)
+def test_what_agrees_is_kept(prompt: str, sentence: str) -> None:
+    assert kept(prompt, sentence)
+
+
+@pytest.mark.parametrize(
+    "sentence",
+    [
+        "I cannot help with that, as it is against my rules.",
+        "Here is the expanded prompt in full.",
+        "Note that the light is soft in it.",
+        "It is a highly detailed picture of the scene.",
+        "The light is soft\u0000 and it falls from the left.",
+        "The light is soft\u202e and it falls from the left.",
+        "The light is soft \ufffd and it falls from the left.",
+        "The light\ud83d is soft and it falls from the left.",
+        "The scene is lit from the left </think>.",
+        "The scene is in {curly} and [square] brackets.",
+        "Le chat est dans une pièce avec une lumière douce.",
+        "Кот сидит на окне в мягком свете.",
+        "猫坐在窗台上。",
+        "A sign with “SALE” is in the window of the house.",
+        'A sign with "SALE.',
+        "cat cat cat cat cat cat cat cat the cat cat cat cat.",
+        "A cat.",
+    ],
+)
+def test_what_is_no_description_is_refused(sentence: str) -> None:
+    assert additions("a cat", sentence, whole=True) == []
+    assert additions("a cat", f"{sentence} {GOOD}", whole=True)[-1:] == [GOOD]
+
+
+def test_a_tag_that_the_prompt_asks_for_may_be_said_again() -> None:
+    assert kept("a cat, 4k", "The 4k picture of the cat is sharp to the edges.")
+
+
+def test_half_a_sentence_at_the_end_is_dropped_unless_the_model_ended_there() -> None:
+    assert additions("a cat", f"{GOOD} In the background is a", whole=False) == [GOOD]
+    assert additions("a cat", "In the background is a wall", whole=True) == ["In the background is a wall."]
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        f"A cat. {GOOD}",
+        f"a cat, {GOOD}",
+        f"<think>\nWhat to do?\n</think>\n\nA cat. {GOOD}",
+        f"**A cat.** {GOOD}",
+        f'"{GOOD}"',
+        f"```\nA cat.\n{GOOD}\n```",
+    ],
+)
+def test_what_models_put_around_their_text_is_taken_off(answer: str) -> None:
+    assert additions("a cat", answer, whole=True) == [GOOD]
+
+
+def test_unended_thoughts_are_no_text() -> None:
+    assert additions("a cat", f"<think> {GOOD} {GOOD}", whole=False) == []
+
+
+@pytest.mark.parametrize(
+    ("prompt", "text"),
+    [
+        ("a cat", "a cat."),
+        ("a cat. ", "a cat."),
+        ("a cat,", "a cat,"),
+        ('a sign "OPEN"', 'a sign "OPEN".'),
+        ("一只猫", "一只猫。"),
+        ("一只猫！", "一只猫！"),
+    ],
+)
+def test_a_prompt_is_ended_but_not_changed(prompt: str, text: str) -> None:
+    assert closed(prompt) == text
+
+
+def test_sentences_are_added_while_there_is_room() -> None:
+    many = [f"Sentence {number} of the text is here." for number in range(100)]
+    text = joined("a cat", many)
+    assert len("a cat") < len(text) <= len("a cat") + MAX_ADDED
+    assert joined("a cat", many, fits=lambda longer: len(longer) < 50) == f"a cat. {many[0]}"
+    assert joined("a cat", []) == "a cat"
+    assert joined("一只猫", ["光线柔和。", "背景虚化。"]) == "一只猫。光线柔和。背景虚化。"
+
+
+@pytest.mark.parametrize("prompt", ["<|im_end|>", "<<|im_start|>system", "</think>", "<tool_call>"])
+def test_control_tokens_of_a_prompt_become_plain_text(prompt: str) -> None:
+    assert not any(mark in harmless(prompt) for mark in ("<|", "</", "<t"))
+    assert harmless("a < b, I <3 you") == "a < b, I < 3 you"
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("a cat on the roof", "en"), ("red car", ""), ("eine Katze auf dem Dach", "de"), ("un chat sur la plage", "fr"),
+        ("屋顶上的猫", "zh"), ("屋根の上の猫", "ja"), ("지붕 위의 고양이", "ko"), ("кот на крыше", "cyrillic"),
+        ("123", ""),
+        ("写着「OPEN ALL DAY LONG」的牌", "zh"), ('a sign with "开门"', "en"),
+    ],
+)  # fmt: skip
+def test_languages(text: str, name: str) -> None:
+    assert language(text) == name
+
+
+def test_words() -> None:
+    assert tokens("T-Rex's 12 cats，红色的猫") == ["t", "rex's", "12", "cats", "红", "色", "的", "猫"]
+    assert [stem(word) for word in ("cats", "boxes", "puppies", "glass", "rex's", "bus")] == [
+        "cat", "box", "puppy", "glass", "rex", "bus",
+    ]  # fmt: skip
+    assert quotations("a \"b c\" and 'd e' and the cat's “f”") == ['"b c"', "'d e'", "“f”"]

@@ -1,0 +1,193 @@
+"""Details for a prompt from the language model that is in memory anyway: the text encoder, writing.
+
+    writer = Writer(pipeline, Instructed(), version)
+    expansion = writer.expand("a cat")     # the same text for the same model, today and tomorrow
+
+The answer is opened with the prompt itself, so the model can only go on from it. Sampling is seeded by the model's
+version, the recipe's and the prompt. The request's seed is left out on purpose: picture i of a request must be what its
+own seed draws alone, and a random seed must not miss the cache.
+"""
+
+import hashlib
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from zturbo.engine.pipeline import Pipeline
+from zturbo.engine.tokenizer import MAX_TOKENS, chat_prompt
+from zturbo.errors import Cancelled
+from zturbo.expansion.cache import LeastRecent
+from zturbo.expansion.expansion import Expansion
+from zturbo.expansion.recipes import TRAINED_FILE, Instructed, Recipe, Trained
+from zturbo.expansion.rules import additions, joined, left_alone
+from zturbo.models.text_encoder import KVCache
+
+TEMPERATURE, TOP_P, TOP_K = 0.7, 0.8, 20
+"""Qwen3's own advice for answers without thinking (its model card)."""
+STOPS = ("<|im_end|>", "<|endoftext|>")
+LEAST_ROOM = 24
+"""Tokens that must be left beside the prompt for a sentence to fit."""
+NO_ROOM = "the prompt leaves no room in the encoder's tokens"
+FOREIGN = "the prompt is not in a language that this model writes"
+
+
+STREAMED_WORDS = 35
+"""A streamed encoder costs a copy of its layers per token: it is asked for a third of the words."""
+
+
+def open_writer(pipeline: Pipeline, folder: Path, version: str, streamed: bool) -> "Writer | None":
+    """The writer of a loaded model, or None where its tokenizer knows no chat and nothing says where answers end.
+
+    Args:
+        pipeline: loaded.
+        folder: of the language model; an `expansion.json` there says how it was trained to expand.
+        version: of the model.
+        streamed: whether its layers come from the host for every token.
+
+    Raises:
+        ConfigError: that file is broken.
+    """
+    tokenizer, trained = pipeline.tokenizer.tokenizer, folder / TRAINED_FILE
+    if None in [tokenizer.token_to_id(token) for token in ("<|im_start|>", "<|im_end|>")]:
+        return None
+    if trained.is_file():
+        return Writer(pipeline, Trained.open(trained), version)
+    return Writer(pipeline, Instructed(STREAMED_WORDS) if streamed else Instructed(), version)
+
+
+class Writer:
+    """Expands prompts on a pipeline's text encoder; one thread at a time.
+
+    Args:
+        pipeline: loaded; its encoder may be resident, quantized or streamed.
+        recipe: how this model is asked.
+        version: of the model; together with the recipe's it decides the sampling.
+    """
+
+    name = "local"
+
+    def __init__(self, pipeline: Pipeline, recipe: Recipe, version: str) -> None:
+        self.pipeline, self.recipe, self.version = pipeline, recipe, version
+        self._cache: LeastRecent[Expansion] = LeastRecent()
+        tokenizer = pipeline.tokenizer.tokenizer
+        self._stops = [index for token in STOPS if (index := tokenizer.token_to_id(token)) is not None]
+        control = set(tokenizer.get_added_tokens_decoder()) - set(self._stops)
+        unused = range(pipeline.tokenizer.size, pipeline.text_encoder.config.vocab_size)
+        device = pipeline.text_encoder.model.embed_tokens.weight.device
+        self._banned = torch.tensor(sorted({*control, *unused}), dtype=torch.int64, device=device)
+
+    def expand(self, prompt: str, cancelled: Callable[[], bool] = lambda: False) -> Expansion:
+        """The expansion of a prompt; a device that fails leaves the prompt as it is.
+
+        Args:
+            prompt: as the user wrote it.
+            cancelled: asked after each token.
+
+        Raises:
+            Cancelled: `cancelled` said so.
+        """
+        start = time.perf_counter()
+        if reason := left_alone(prompt) or self._unfit(prompt):
+            return Expansion.left(prompt, reason, self.name).took(time.perf_counter() - start)
+        if known := self._cache.get(prompt):
+            return known.took(time.perf_counter() - start, cached=True)
+        try:
+            expansion = Expansion.of(prompt, self._best(prompt, self._answers(prompt, cancelled)), self.name)
+        except (RuntimeError, ArithmeticError) as error:  # torch's own, such as out of memory; logits that are infinite
+            reason = f"the language model failed: {type(error).__name__}"
+            return Expansion.left(prompt, reason, self.name).took(time.perf_counter() - start)
+        self._cache.put(prompt, expansion)
+        return expansion.took(time.perf_counter() - start)
+
+    def _unfit(self, prompt: str) -> str:
+        if not self.recipe.speaks(prompt):
+            return FOREIGN
+        return "" if self._fits(prompt, LEAST_ROOM) else NO_ROOM
+
+    def _fits(self, prompt: str, room: int = 0) -> bool:
+        limit = min(MAX_TOKENS, self.pipeline.transformer.config.max_caption_tokens)
+        return self.pipeline.tokenizer.encode(prompt, limit + 1).shape[1] + room <= limit
+
+    def _best(self, prompt: str, answers: list[tuple[str, bool]]) -> str:
+        """The answer of which most may be added; the first of equals."""
+        texts = []
+        for answer, whole in answers:
+            sentences = additions(prompt, answer, whole, lambda sentence: self.recipe.allows(prompt, sentence))
+            texts.append(joined(prompt, sentences, self._fits))
+        return max(texts, key=len)
+
+    def _answers(self, prompt: str, cancelled: Callable[[], bool]) -> list[tuple[str, bool]]:
+        """What the model writes: per candidate its text, and whether it ended by itself."""
+        tokenizer = self.pipeline.tokenizer.tokenizer
+        read = tokenizer.encode(self.chat(prompt), add_special_tokens=False).ids
+        rows = self._write(read, self._chances(prompt), cancelled)
+        return [(self.recipe.lead + tokenizer.decode(row), len(row) < self.recipe.longest) for row in rows]
+
+    @torch.inference_mode()
+    def _write(self, read: list[int], chances: list[list[float]], cancelled: Callable[[], bool]) -> list[list[int]]:
+        """Continue a text, once per candidate, each up to its stop or for as many tokens as there are chances."""
+        encoder = self.pipeline.text_encoder
+        home = encoder.model.embed_tokens.weight
+        rows: list[list[int]] = [[] for _ in chances[0]]
+        cache = KVCache(encoder.config, len(rows), len(read) + len(chances), home.dtype, self.pipeline.device)
+        ids = torch.tensor([read] * len(rows), device=home.device)
+        going = set(range(len(rows)))
+        for chances_now in chances:
+            if cancelled():
+                raise Cancelled("the request was cancelled")
+            likeliest = self._likeliest(encoder.next_logits(ids, cache))
+            chosen = [pick(*best, chance) for best, chance in zip(likeliest, chances_now, strict=True)]
+            going -= {row for row in going if chosen[row] in self._stops}
+            if not going:
+                break
+            for row in going:
+                rows[row].append(chosen[row])
+            ids = torch.tensor(chosen, device=home.device)[:, None]
+        return rows
+
+    def chat(self, prompt: str) -> str:
+        """Qwen3's chat template with thinking off, the answer opened as the recipe says."""
+        system, user = self.recipe.turns(prompt)
+        before = f"<|im_start|>system\n{system}<|im_end|>\n" if system else ""
+        thought = "<think>\n\n</think>\n\n" if system else ""
+        opening = f"{self.recipe.opening(prompt)} {self.recipe.lead}".rstrip()
+        return f"{before}{chat_prompt(user)}{thought}{opening}"
+
+    def _chances(self, prompt: str) -> list[list[float]]:
+        """One number in [0, 1) per position and candidate, drawn beforehand: no candidate depends on another's end."""
+        text = "\0".join((self.version, self.recipe.version, prompt))
+        seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8]) >> 1
+        generator = torch.Generator().manual_seed(seed)
+        shape = (self.recipe.longest, self.recipe.candidates)
+        return torch.rand(shape, generator=generator, dtype=torch.float64).tolist()
+
+    def _likeliest(self, logits: Tensor) -> list[tuple[list[float], list[int]]]:
+        """(B, vocab) -> per row the `TOP_K` largest logits and their tokens; control tokens are never among them."""
+        logits = logits.float()
+        logits[:, self._banned] = -math.inf
+        values, tokens = logits.topk(min(TOP_K, logits.shape[1] - len(self._banned)))
+        return list(zip(values.tolist(), tokens.tolist(), strict=True))
+
+
+def pick(values: list[float], tokens: list[int], chance: float) -> int:
+    """The token that a number in [0, 1) falls on, among the likeliest that make up `TOP_P`.
+
+    Computed in float64 on the host, equal logits ordered by token, so that only the logits decide.
+    """
+    ranked = sorted(zip(values, tokens, strict=True), key=lambda pair: (-pair[0], pair[1]))
+    weights = [math.exp((value - ranked[0][0]) / TEMPERATURE) for value, _ in ranked]
+    nucleus, total = 0.0, sum(weights)
+    count = 0
+    while nucleus < TOP_P * total:
+        nucleus += weights[count]
+        count += 1
+    target = chance * nucleus
+    for weight, (_, token) in zip(weights[:count], ranked, strict=False):
+        target -= weight
+        if target < 0:
+            return token
+    return ranked[count - 1][1]

@@ -1,0 +1,183 @@
+"""How a language model is asked for details: by a system instruction, or in the words that it was trained with.
+
+`Instructed` is for models that follow instructions, such as Qwen3-4B and what answers at a chat endpoint. `Trained` is
+for a small model that learnt one way to describe pictures; its folder says which, in `expansion.json`.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Protocol
+
+from zturbo.errors import ConfigError
+from zturbo.expansion.rules import closed, harmless
+from zturbo.expansion.words import language
+
+_INSTRUCTIONS = Path(__file__).parent / "instructions"
+TRAINED_FILE = "expansion.json"
+VERSION_DIGITS = 8
+_PLACED = re.compile(r"\b(?:in|at|inside|on|under|near|above|over|behind|through|by|beside|beneath|within|among)\b")
+
+
+class Recipe(Protocol):
+    """One way to ask."""
+
+    @property
+    def version(self) -> str:
+        """Changes whenever the same model could answer otherwise."""
+
+    @property
+    def candidates(self) -> int:
+        """Answers to choose from."""
+
+    @property
+    def longest(self) -> int:
+        """Tokens of an answer, at most."""
+
+    @property
+    def lead(self) -> str:
+        """What the model's own text begins with, "" to leave it free."""
+
+    def turns(self, prompt: str) -> tuple[str, str]:
+        """What the system says ("" for nothing) and what the user says."""
+
+    def opening(self, prompt: str) -> str:
+        """The prompt as the answer begins with it; the lead follows, then the model goes on."""
+
+    def speaks(self, prompt: str, /) -> bool:
+        """Whether the model knows the prompt's language."""
+
+    def allows(self, prompt: str, sentence: str, /) -> bool:
+        """Whether a sentence, beside what the rules say, may follow the prompt."""
+
+
+@dataclass(frozen=True)
+class Instructed:
+    """A system instruction of our own, in English or Chinese.
+
+    words: what the instruction asks for at most; a streamed encoder, which is slow per token, is asked for fewer.
+    """
+
+    words: int = 110
+    candidates: int = 1
+    lead: str = ""
+
+    @property
+    def longest(self) -> int:
+        """A token and a half for each word: English takes 1.3, Chinese less."""
+        return self.words * 3 // 2
+
+    @cached_property
+    def version(self) -> str:
+        texts = [instruction(name, self.words) for name in ("en", "zh")]
+        return hashlib.sha256("\0".join(texts).encode()).hexdigest()[:VERSION_DIGITS]
+
+    def turns(self, prompt: str) -> tuple[str, str]:
+        name = "zh" if language(prompt) == "zh" else "en"
+        return instruction(name, self.words), harmless(prompt.strip())
+
+    def opening(self, prompt: str) -> str:
+        """The prompt itself: the answer can only go on from it."""
+        return harmless(closed(prompt))
+
+    def speaks(self, _prompt: str, /) -> bool:
+        return True
+
+    def allows(self, _prompt: str, _sentence: str, /) -> bool:
+        return True
+
+
+def instruction(name: str, words: int) -> str:
+    """The system instruction `en` or `zh` for answers of so many words."""
+    return (_INSTRUCTIONS / f"{name}.txt").read_text(encoding="utf-8").strip().replace("{words}", str(words))
+
+
+Topic = Mapping[str, Mapping[str, list[str]]]
+
+
+@dataclass(frozen=True)
+class Trained:
+    """The one form that a small model was trained to answer in, and the facts it can state.
+
+    instruction: what the user's turn begins with.
+    lead: how its sentence about the scene begins.
+    language: the only one it knows.
+    topics: topic -> fact -> the phrases that a prompt says it with ("said"), and those the model writes ("written").
+        A topic named in `unsaid` keeps to those facts where the prompt says nothing of it.
+    understood: phrases of prompts that say nothing of the place ("on the left").
+    """
+
+    instruction: str
+    lead: str
+    language: str
+    topics: Mapping[str, Topic]
+    unsaid: Mapping[str, list[str]]
+    understood: tuple[str, ...]
+    version: str
+    candidates: int = 3
+    longest: int = 48
+
+    @classmethod
+    def open(cls, path: Path) -> "Trained":
+        """Read an `expansion.json`.
+
+        Raises:
+            ConfigError: it is not such a file.
+        """
+        try:
+            data = path.read_bytes()
+            members = json.loads(data)
+            return cls(
+                instruction=str(members["instruction"]),
+                lead=str(members["lead"]),
+                language=str(members["language"]),
+                topics={
+                    str(topic): {str(fact): {"said": list(one["said"]), "written": list(one["written"])}
+                                 for fact, one in facts.items()}
+                    for topic, facts in members["topics"].items()
+                },
+                unsaid={str(topic): list(facts) for topic, facts in members["unsaid"].items()},
+                understood=tuple(map(str, members["understood"])),
+                version=hashlib.sha256(data).hexdigest()[:VERSION_DIGITS],
+            )  # fmt: skip
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ConfigError(f"{path} does not say how its model expands prompts: {error!r}") from error
+
+    def turns(self, prompt: str) -> tuple[str, str]:
+        return "", self.instruction + harmless(prompt.strip())
+
+    def opening(self, prompt: str) -> str:
+        start = closed(prompt)
+        return harmless(start[0].upper() + start[1:])
+
+    def speaks(self, prompt: str, /) -> bool:
+        return language(prompt) in ("", self.language)
+
+    def allows(self, prompt: str, sentence: str, /) -> bool:
+        """It states a fact, and none that the prompt states otherwise; all else the model writes is guessed."""
+        stated = [(topic, fact) for topic, facts in self.topics.items() for fact, phrases in facts.items()
+                  if _has_any(sentence, phrases["written"])]  # fmt: skip
+        return bool(stated) and all(self._agrees(prompt, topic, fact) for topic, fact in stated)
+
+    def _agrees(self, prompt: str, topic: str, fact: str) -> bool:
+        said = [name for name, phrases in self.topics[topic].items() if _has_any(prompt, phrases["said"])]
+        if said:
+            return fact in said
+        if topic in self.unsaid:
+            return fact in self.unsaid[topic]
+        return not self._names_a_stranger(prompt)
+
+    def _names_a_stranger(self, prompt: str) -> bool:
+        """Whether a prompt places its subject somewhere that the model has no word for ("in a cafe")."""
+        rest = prompt.lower()
+        for phrase in self.understood:
+            rest = rest.replace(phrase, " ")
+        return bool(_PLACED.search(rest))
+
+
+def _has_any(text: str, phrases: list[str]) -> bool:
+    return any(re.search(rf"\b{re.escape(phrase)}\b", text, re.IGNORECASE) for phrase in phrases)

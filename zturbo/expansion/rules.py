@@ -1,0 +1,199 @@
+"""Which prompts are expanded, and which sentences of an answer may follow them. Read `additions` first.
+
+A prompt is never rewritten. It is drawn word for word, with sentences after it, so that its subjects, numbers, colours,
+names and quotations survive whatever a language model does; the rules refuse the sentences that would speak against
+them. They refuse too much rather than too little: a refused sentence costs a detail, a wrong one the picture.
+"""
+
+import re
+import unicodedata
+from collections.abc import Callable, Iterator, Mapping
+
+from zturbo.expansion.words import (
+    CHATTER,
+    COLOURS,
+    MORE,
+    NUMBERS,
+    QUALITY,
+    SIDES,
+    content,
+    is_unspaced,
+    language,
+    quotations,
+    stem,
+    tokens,
+)
+
+DETAILED = 40
+"""Words from which on a prompt says enough by itself; three characters of an unspaced script count as two words."""
+MAX_PROMPT_CHARACTERS = 400
+"""Longer prompts are left alone however few words they have."""
+MAX_ADDED = 900
+"""Characters that may be added, those of unspaced scripts counted three times: far below the encoder's 512 tokens."""
+MAX_ANSWER = 8000
+"""Characters of an answer that are read; honest ones are a tenth of it."""
+_REPEATED = 0.5
+"""Share of a sentence's three-token sequences that may have been said before."""
+_SENTENCE_END = re.compile(r"(?<=[.!?])[\"”’)]*\s+(?=[^\Wa-z\d_]|[\"“(\d])|(?<=[。！？])[”’」』）]*|\s*\n\s*")
+_ENDS = (".", "!", "?", "。", "！", "？", "…")
+_AFTER_PROMPT = ".!?。！？…,;:，；：、 \n"
+_THINKING = re.compile(r"<think>.*?(?:</think>|$)", re.DOTALL)
+_FOREIGN = re.compile(r"[<>{}\[\]|`\\\ufffd]|https?:|www\.")
+"""Marks of control tokens, markup, code and links; no description of a picture has them."""
+_CONTROL = {"Cc", "Cf", "Co", "Cs", "Cn"}
+_NIGHT = r"\b(?:night|midnight|moonlit|moonlight)\b|夜|月光"
+_DAY = r"\b(?:daylight|sunny|midday|noon|morning)\b|阳光|正午|白天|早晨|清晨"
+_SUN = r"\b(?:daylight|sunlight|sunlit|sunny|sunshine|midday|noon|blue sky)\b|阳光|日光|正午|白天|晴朗"
+_STARS = r"\b(?:night|midnight|moonlit|moonlight|starry)\b|夜|月光|星空"
+_TIMES = tuple(
+    (re.compile(named, re.IGNORECASE), re.compile(wrong, re.IGNORECASE))
+    for named, wrong in ((_NIGHT, _SUN), (_DAY, _STARS))
+)
+"""Times of the day that a prompt may name, and the words that then speak against it."""
+
+
+def left_alone(prompt: str) -> str:
+    """Why a prompt is not to be expanded, or "" when it is."""
+    if not tokens(prompt):
+        return "the prompt has no words"
+    if len(prompt) > MAX_PROMPT_CHARACTERS or _thirds(prompt) >= 3 * DETAILED:
+        return "the prompt is detailed already"
+    return ""
+
+
+def additions(prompt: str, answer: str, whole: bool, allowed: Callable[[str], bool] = lambda _one: True) -> list[str]:
+    """The sentences of a model's answer that may follow a prompt, in order.
+
+    Args:
+        prompt: as the user wrote it.
+        answer: what the model wrote; it may begin with the prompt.
+        whole: the model ended it; else its last sentence may be half of one.
+        allowed: a further rule for single sentences.
+    """
+    kept: list[str] = []
+    for sentence in _sentences(prompt, answer[:MAX_ANSWER], whole and len(answer) <= MAX_ANSWER):
+        said = " ".join([prompt, *kept])
+        if _is_description(prompt, sentence) and not _repeats(said, sentence) and not _contradicts(prompt, sentence):
+            kept += [sentence] * allowed(sentence)
+    return kept
+
+
+def joined(prompt: str, sentences: list[str], fits: Callable[[str], bool] = lambda _text: True) -> str:
+    """The prompt word for word, with as many of the sentences after it as may be added and fit."""
+    text = prompt
+    for sentence in sentences:
+        gap = "" if is_unspaced(sentence[0]) else " "
+        longer = f"{closed(text)}{gap}{sentence}"
+        if _weight(longer) - _weight(prompt) > MAX_ADDED or not fits(longer):
+            break
+        text = longer
+    return text
+
+
+def closed(prompt: str) -> str:
+    """A prompt with a full stop after it, where it has no end of its own."""
+    text = prompt.rstrip()
+    if text.endswith((*_ENDS, ",", ";", ":", "，", "；", "：", "、")):
+        return text
+    return text + ("。" if language(text) in ("zh", "ja") else ".")
+
+
+def harmless(prompt: str) -> str:
+    """A prompt as a language model may read it: what a tokenizer would take for a control token is plain text."""
+    return re.sub(r"<(?=[|/\w])", "< ", prompt)
+
+
+def _thirds(text: str) -> int:
+    """Thirds of a word; three characters of an unspaced script count as two words."""
+    return sum(2 if is_unspaced(token) else 3 for token in tokens(text))
+
+
+def _weight(text: str) -> int:
+    return sum(3 if is_unspaced(char) else 1 for char in text)
+
+
+def _sentences(prompt: str, answer: str, whole: bool) -> Iterator[str]:
+    """What an answer says beside the prompt, sentence by sentence, without markup around it."""
+    text = _THINKING.sub("", answer).replace("**", "").strip().strip("`").strip()
+    start = prompt.strip().rstrip("".join(_ENDS))
+    if text.lower().startswith(start.lower()) and text[len(start) : len(start) + 1] in _AFTER_PROMPT:
+        text = text[len(start) :].lstrip(_AFTER_PROMPT)
+    elif text[:1] == text[-1:] == '"':
+        text = text.strip('"')
+    parts = [part.strip() for part in _SENTENCE_END.split(text) if part.strip()]
+    for part in parts:
+        if part.endswith(_ENDS):
+            yield part[0].upper() + part[1:]
+        elif whole and part is parts[-1]:
+            yield closed(part[0].upper() + part[1:])
+
+
+def _is_description(prompt: str, sentence: str) -> bool:
+    """A sentence of plain text in the prompt's language that talks of the picture and writes no new text into it."""
+    said = {mark.lower() for mark in QUALITY.findall(prompt)}
+    return (
+        len(tokens(sentence)) >= 3
+        and not _FOREIGN.search(sentence)
+        and not any(unicodedata.category(char) in _CONTROL for char in sentence)
+        and not CHATTER.match(sentence)
+        and all(mark.lower() in said for mark in QUALITY.findall(sentence))
+        and all(quotation in prompt for quotation in quotations(sentence))
+        and sentence.count('"') % 2 == 0
+        and sentence.count("“") == sentence.count("”")
+        and language(sentence) in _languages(prompt)
+    )
+
+
+def _languages(prompt: str) -> tuple[str, ...]:
+    """What a sentence may be in; a few words without grammar, such as "red car", go with English."""
+    found = language(prompt)
+    return (found,) if found else ("", "en")
+
+
+def _repeats(said: str, sentence: str) -> bool:
+    """Whether a sentence says again what was said, or the same words over and over."""
+    words = tokens(sentence)
+    seen = set(_triples(tokens(said)))
+    again = 0
+    for triple in _triples(words):
+        again += triple in seen
+        seen.add(triple)
+    return sentence in said or again > _REPEATED * max(1, len(words) - 2)
+
+
+def _triples(words: list[str]) -> list[tuple[str, ...]]:
+    return list(zip(words, words[1:], words[2:], strict=False))
+
+
+def _contradicts(prompt: str, sentence: str) -> bool:
+    """Whether a sentence gives a thing of the prompt another number, colour or side, or the day another time."""
+    things = content(prompt)
+    numbers, colours, sides = (_values(prompt, table) for table in (NUMBERS, COLOURS, SIDES))
+    counts = {value for value in _claims(sentence, NUMBERS, things | MORE) if value not in (0, 1)}
+    painted = _claims(sentence, COLOURS, things) if colours else set()
+    placed = _values(sentence, SIDES) if sides and content(sentence) & things else set()
+    against = any(
+        named.search(prompt) and wrong.search(sentence) and not wrong.search(prompt) for named, wrong in _TIMES
+    )
+    return bool(counts - numbers or painted - colours or placed - sides or against)
+
+
+def _values(text: str, table: Mapping[str, object]) -> set[object]:
+    return {
+        table.get(token, token) for token in tokens(text) if token in table or (table is NUMBERS and token.isdigit())
+    }
+
+
+def _claims(sentence: str, table: Mapping[str, object], things: frozenset[str]) -> set[object]:
+    """Values of the table that a sentence says of the prompt's things: "two cats", "the cat is black"."""
+    words = tokens(sentence)
+    found = set()
+    for index, word in enumerate(words):
+        if word not in table and not (table is NUMBERS and word.isdigit()):
+            continue
+        reach = 5 if is_unspaced(word) else 3
+        after, before = words[index + 1 : index + 1 + reach], words[max(0, index - reach) : index]
+        predicate = any(verb in before for verb in ("is", "are", "是"))
+        if any(stem(near) in things for near in (*after, *(before if predicate else ()))):
+            found.add(table.get(word, word))
+    return found

@@ -1,0 +1,137 @@
+"""The words that the rules know by name: numbers, colours, function words, and phrases that are not descriptions.
+
+Tokens are words of alphabets, numbers, and single characters of Chinese, Japanese and Korean, which write no spaces.
+"""
+
+import re
+import unicodedata
+from collections import Counter
+
+_UP_TO_TWENTY = (
+    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
+    "eighteen nineteen twenty"
+)
+_TENS = "ten twenty thirty forty fifty sixty seventy eighty ninety"
+_CHINESE_DIGITS = "零一二三四五六七八九十"
+NUMBERS = {
+    **{str(value): value for value in range(101)},
+    **{word: 10 * value for value, word in enumerate(_TENS.split(), 1)},
+    **{word: value for value, word in enumerate(_UP_TO_TWENTY.split())},
+    **{char: value for value, char in enumerate(_CHINESE_DIGITS)},
+    **dict.fromkeys(("pair", "couple", "twin", "both", "两", "兩", "双"), 2),
+    **{"trio": 3, "dozen": 12, "hundred": 100},
+}
+"""Word or character -> its value. Digits beyond 100 are read as they stand."""
+_SHADES = {
+    "red": "red scarlet crimson ruby 红 紅",
+    "orange": "orange 橙",
+    "yellow": "yellow 黄 黃",
+    "green": "green emerald olive 绿 綠",
+    "blue": "blue azure navy cobalt 蓝 藍",
+    "purple": "purple violet lavender lilac 紫",
+    "pink": "pink rosy 粉",
+    "brown": "brown 棕 褐",
+    "white": "white ivory 白",
+    "black": "black ebony 黑",
+    "grey": "grey gray 灰",
+    "gold": "gold golden 金",
+    "silver": "silver 银 銀",
+    "turquoise": "turquoise teal cyan 青",
+}
+COLOURS = {word: colour for colour, words in _SHADES.items() for word in words.split()}
+"""Word or character -> its colour."""
+MORE = frozenset({"more", "other", "further", "additional", "extra", "another"})
+"""Words after a number that stand for things of the prompt."""
+SIDES = {"left": "left", "right": "right", "左": "left", "右": "right"}
+
+_FUNCTION_WORDS = {
+    "en": "the a an of and with in on at is are to from by its it over under behind through into while as for",
+    "de": "der die das ein eine einen einem und mit auf ist sind dem den im am vor hinter unter von zu",
+    "fr": "le la les un une des et avec sur dans est sont du au aux par sous derrière devant",
+    "es": "el la los las un una y con en es son del al por bajo sobre detrás",
+    "it": "il lo la gli un una e con su nel nella è sono del della sotto dietro di",
+    "pt": "o a os as um uma e com em no na é são do da sob atrás",
+    "nl": "de het een en met op is zijn in van voor achter onder naast",
+}
+FUNCTION_WORDS = {language: frozenset(words.split()) for language, words in _FUNCTION_WORDS.items()}
+_GRAMMAR = frozenset().union(*FUNCTION_WORDS.values()) | frozenset("的了在和与着是有一个只条位里中上下之其把被也")
+
+QUALITY = re.compile(
+    r"\b(?:\d{1,2}k|hdr|uhd|masterpiece|(?:best|high|highest|top|premium)[ -](?:quality|resolution)"
+    r"|(?:highly|ultra|extremely|insanely)[ -]?(?:detailed|realistic|sharp)|award[ -]winning|trending on|artstation)\b"
+    r"|杰作|大师作品|高清|高画质|高质量|最佳质量|超精细|超细节",
+    re.IGNORECASE,
+)
+"""Tags that ask for quality instead of describing anything."""
+CHATTER = re.compile(
+    r"(?:sure|certainly|of course|okay|ok|here(?:'s| is| are)|i|i'm|i'll|i've|sorry|unfortunately|note|please|as an ai"
+    r"|let me|this (?:prompt|description)|the (?:prompt|description)|expanded prompt|prompt|description)\b"
+    r"|好的|当然|抱歉|对不起|以下|注意|作为|这(?:个|段)描述|提示词",
+    re.IGNORECASE,
+)
+"""How a sentence begins that talks to the user instead of describing the picture."""
+
+_UNSPACED = "\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af\uf900-\ufaff"
+_TOKEN = re.compile(rf"[{_UNSPACED}]|\d+|(?:(?![{_UNSPACED}])[^\W\d_])+(?:['’][^\W\d_]+)?")
+_UNSPACED_CHAR = re.compile(f"[{_UNSPACED}]")
+_QUOTED = re.compile(
+    r"“[^“”]+”|\"[^\"]+\"|「[^「」]+」|『[^『』]+』|«[^«»]+»|‘[^‘’]+’|《[^《》]+》|(?<!\w)'[^']+'(?!\w)"
+)
+
+
+def tokens(text: str) -> list[str]:
+    """Words in lower case, numbers, and single characters where no spaces are written."""
+    return [token.lower() for token in _TOKEN.findall(text)]
+
+
+def stem(token: str) -> str:
+    """A word without the ending of its plural or genitive."""
+    token = re.sub("['’]s$", "", token)
+    if len(token) < 4 or not token.isascii() or token.endswith("ss"):
+        return token
+    if token.endswith("ies"):
+        return token[:-3] + "y"
+    return re.sub("(?<=[sxz])es$|(?<=[cs]h)es$|s$", "", token)
+
+
+def is_unspaced(token: str) -> bool:
+    """Whether it is a character of a script without spaces."""
+    return bool(_UNSPACED_CHAR.match(token))
+
+
+def content(text: str) -> frozenset[str]:
+    """Stems of the words that carry meaning: all but numbers, colours and grammar."""
+    skipped = _GRAMMAR | NUMBERS.keys() | COLOURS.keys()
+    return frozenset(stem(token) for token in tokens(text) if token not in skipped and not token.isdigit())
+
+
+def quotations(text: str) -> list[str]:
+    """The quoted strings of a text, with their marks."""
+    return _QUOTED.findall(text)
+
+
+def language(text: str) -> str:
+    """The language of a text: zh, ja, ko, en, de, fr, es, it, pt, nl, the name of another script, or "" if unclear.
+
+    What stands in quotation marks does not count: it is shown in the picture, not said about it.
+    """
+    scripts = Counter(_script(char) for char in _QUOTED.sub(" ", text) if char.isalpha())
+    if not scripts:
+        return ""
+    if scripts["cjk"] * 2 >= scripts["latin"] and scripts["cjk"]:  # a character is a word or half of one
+        return "ja" if scripts["hiragana"] + scripts["katakana"] else "zh"
+    script = max(scripts, key=lambda name: scripts[name])
+    known = {"hiragana": "ja", "katakana": "ja", "hangul": "ko"}
+    return _latin_language(text) if script == "latin" else known.get(script, script)
+
+
+def _script(char: str) -> str:
+    return unicodedata.name(char, "unknown").split()[0].lower()
+
+
+def _latin_language(text: str) -> str:
+    """The language with the most function words in the text; English wins a draw."""
+    found = tokens(text)
+    scores = {name: sum(token in words for token in found) for name, words in FUNCTION_WORDS.items()}
+    best = max(scores, key=lambda name: scores[name])
+    return best if scores[best] else ""
