@@ -1,0 +1,62 @@
+// This browser's pictures, in IndexedDB: the files themselves, so that they outlive the server's retention. Where the
+// browser forbids storage (some private windows), they live as long as the page.
+
+import { remember, recall } from "./preferences.js";
+
+const MAX_PICTURES = 500;
+
+let opened = null;
+let kept = null; // only without a database
+let number = 0;
+
+function database() {
+  opened ??= new Promise((resolve, reject) => {
+    const request = indexedDB.open("zturbo", 1);
+    request.onupgradeneeded = () => request.result.createObjectStore("pictures", { keyPath: "id", autoIncrement: true });
+    request.onsuccess = () => resolve(request.result);
+    request.onerror = () => reject(request.error);
+  }).catch(() => { kept = []; return null; });
+  return opened;
+}
+
+async function ask(mode, work) {
+  const base = await database();
+  if (base === null) return null;
+  return new Promise((resolve, reject) => {
+    const transaction = base.transaction("pictures", mode);
+    const request = work(transaction.objectStore("pictures"));
+    transaction.oncomplete = () => resolve(request.result);
+    transaction.onabort = () => reject(transaction.error);
+  });
+}
+
+/** Keep a picture; returns it with its `id`. The oldest goes where there are too many. */
+export async function add(picture) {
+  if (await database() === null) {
+    kept.push({ ...picture, id: ++number });
+    return kept.at(-1);
+  }
+  if (!recall("asked-to-persist")) {
+    remember("asked-to-persist", true);
+    navigator.storage?.persist?.();
+  }
+  const id = await ask("readwrite", (store) => store.add(picture));
+  const ids = await ask("readonly", (store) => store.getAllKeys());
+  for (const old of ids.slice(0, -MAX_PICTURES)) await remove(old);
+  return { ...picture, id };
+}
+
+/** All pictures, newest first. */
+export async function all() {
+  return (await ask("readonly", (store) => store.getAll()) ?? kept).toReversed();
+}
+
+export async function remove(id) {
+  await ask("readwrite", (store) => store.delete(id));
+  kept = kept?.filter((one) => one.id !== id) ?? null;
+}
+
+export async function clear() {
+  await ask("readwrite", (store) => store.clear());
+  kept = kept && [];
+}

@@ -1,0 +1,285 @@
+// The playground: puts the parts together. Read `run` first: it is the story of one request in the browser.
+
+import { refreshBalance, showAccount, wireAccount } from "./account.js";
+import { ApiError } from "./api.js";
+import { showCode, wireCode } from "./code.js";
+import { $, h, say, setIcon, toast, wireDialogs } from "./dom.js";
+import { drawPictures } from "./drawing.js";
+import { wireDrop } from "./drop.js";
+import * as form from "./form.js";
+import * as gallery from "./gallery.js";
+import { inLanguage, label, language, number, seconds, setLanguage, t, translatePage } from "./language.js";
+import { readLimits } from "./limits.js";
+import { model, wireModel } from "./model.js";
+import { recall, remember } from "./preferences.js";
+import { wireShortcuts } from "./shortcuts.js";
+import { showDrawing, showEmpty, showPictures } from "./stage.js";
+import { TEXTS } from "./texts.js";
+import { showFull, showPair, wireViewer } from "./viewer.js";
+
+const MODEL = "alibaba/z-image-turbo"; // until the server has said what it calls it
+const THEMES = { system: "auto", light: "sun", dark: "moon" };
+const EXAMPLES = [
+  { text: "example.1", image_size: { width: 1440, height: 512 } },
+  { text: "example.2", image_size: "landscape_4_3" },
+  { text: "example.3", image_size: "square" },
+];
+
+let running = null; // the AbortController of the request that runs
+let onStage = null; // the picture that is shown
+let first = null; // the picture that waits for a second one to be compared with
+
+// --- one request ---
+
+/** Draw what the form says: check, ask, watch, keep, show. */
+async function run() {
+  if (running) return;
+  const request = { model: model()?.id ?? MODEL, ...form.read() };
+  form.clearProblems();
+  if (form.showOwnProblems(request)) return;
+  running = new AbortController();
+  busy(true);
+  const shape = form.shapeOf(request);
+  try {
+    const pictures = await drawPictures(request, showDrawing(request.num_images, shape), running.signal);
+    form.noteSeed(pictures[0].seed);
+    pictures.toReversed().forEach(gallery.added);
+    show(pictures, 0);
+    const count = pictures.length === 1 ? t("said.pictures.1") : t("said.pictures", { n: number(pictures.length) });
+    say(t("said.done", { n: count, time: seconds(pictures[0].timings.total) }));
+  } catch (error) {
+    showAgain();
+    showFailure(error);
+  } finally {
+    running = null;
+    busy(false);
+    refreshBalance();
+  }
+}
+
+function busy(on) {
+  const hadFocus = [$("draw"), $("cancel")].includes(document.activeElement);
+  $("draw").hidden = on;
+  $("cancel").hidden = !on;
+  if (hadFocus) $(on ? "cancel" : "draw").focus();
+  if (on && $("stage").getBoundingClientRect().top > innerHeight / 2) $("stage").scrollIntoView();
+}
+
+function cancel() {
+  running?.abort();
+  if (first) compareWith(null);
+}
+
+function showFailure(error) {
+  if (error.name === "AbortError") {
+    toast(t("cancelled"));
+    return;
+  }
+  if (!(error instanceof ApiError)) {
+    tell([error instanceof TypeError ? t("failed.offline") : error.message]);
+    return;
+  }
+  const strangers = form.showProblems(error.issues);
+  if (strangers.length || !error.issues.length) {
+    const retry = error.retryAfter && t("failed.again", { n: number(error.retryAfter) });
+    const words = strangers.length ? strangers.map((one) => `${one.path.join(".")}: ${one.message}`) : [error.message];
+    tell([...words, retry], error.requestId);
+  }
+  if (error.status === 401) showAccount();
+}
+
+/** An error that belongs to no field. */
+function tell(lines, requestId = null) {
+  $("form-error").replaceChildren(...lines.filter(Boolean).map((line) => h("span", {}, line)),
+    ...(requestId ? [h("small", {}, t("request.id", { id: requestId }))] : []));
+  $("form-error").hidden = false;
+}
+
+// --- the stage ---
+
+function show(pictures, index) {
+  onStage = pictures[index];
+  showPictures(pictures, index, acts);
+  gallery.mark(onStage.id);
+}
+
+/** What was on the stage before. */
+function showAgain() {
+  if (onStage) show([onStage], 0);
+  else showEmpty();
+}
+
+function showOne(picture) {
+  if (first) {
+    compareWith(picture);
+    return;
+  }
+  const group = gallery.groupOf(picture);
+  show(group, group.indexOf(picture));
+  if ($("stage").getBoundingClientRect().top < 0 || $("stage").getBoundingClientRect().top > innerHeight / 2) $("stage").scrollIntoView();
+}
+
+/** What can be done with a picture. */
+const acts = {
+  choose: show,
+  full: showFull,
+  save: download,
+  again(picture) {
+    form.fill({ ...picture.request, num_images: 1, seed: picture.seed });
+    run();
+  },
+  vary(picture) {
+    form.fill({ ...picture.request, num_images: 1, seed: null });
+    run();
+  },
+  edit(picture) {
+    form.fill({ ...picture.request, num_images: 1, seed: picture.seed });
+    $("prompt").focus();
+  },
+  compare(picture) {
+    first = picture;
+    $("comparing").hidden = false;
+    $("history").scrollIntoView({ block: "nearest" });
+    say(t("compare.pick"));
+    $("pictures").querySelector("button:not([aria-current])")?.focus();
+  },
+  code: (picture) => showCode(form.brief({ ...picture.request, num_images: 1, seed: picture.seed })),
+  async remove(picture) {
+    onStage = null;
+    await gallery.removed(picture);
+    showEmpty();
+    toast(t("removed"));
+  },
+};
+
+function compareWith(second) {
+  const one = first;
+  first = null;
+  $("comparing").hidden = true;
+  if (second) showPair(one, second);
+}
+
+function download(picture) {
+  const words = picture.request.prompt.toLowerCase().match(/[\p{L}\p{N}]+/gu) ?? ["picture"];
+  const suffix = picture.image.type === "image/jpeg" ? "jpg" : picture.image.type.slice("image/".length);
+  const url = URL.createObjectURL(picture.image);
+  h("a", { href: url, download: `${words.join("-").slice(0, 48)}-${picture.seed}.${suffix}` }).click();
+  setTimeout(() => URL.revokeObjectURL(url), 10_000); // the browser reads it after the click
+}
+
+/** Settings out of a dropped file, into the form. A file has no word for expansion but the text that was drawn. */
+function takeSettings(found, name) {
+  form.fill({
+    prompt: found.prompt,
+    ...(found.width && { image_size: { width: found.width, height: found.height } }),
+    num_inference_steps: found.steps,
+    acceleration: found.acceleration,
+    seed: found.seed ?? null,
+    enable_prompt_expansion: "drawn_prompt" in found,
+    num_images: 1,
+  });
+  const other = found.model_version && model() && found.model_version !== model().version;
+  toast([t("open.done", { name }), other ? t("open.version", { version: found.model_version }) : ""].join(" "));
+  $("prompt").focus();
+}
+
+// --- the rest of the page ---
+
+function wireExamples() {
+  $("examples").replaceChildren(...EXAMPLES.map(({ text, image_size }) => {
+    const prompt = model()?.isNano ? TEXTS.en[text] : t(text); // nano reads English only
+    const [width, height] = form.shapeOf({ image_size });
+    const box = h("span", { className: "shape" });
+    box.style.width = `${Math.sqrt(width / height) * 26}px`;
+    box.style.height = `${Math.sqrt(height / width) * 26}px`;
+    const draw = () => { form.fill({ prompt, image_size }); run(); };
+    return h("li", {}, h("button", { type: "button", onclick: draw }, h("span", { className: "room" }, box), h("span", {}, prompt)));
+  }));
+  $("empty-nano").hidden = !model()?.isNano;
+}
+
+function wireAppearance() {
+  let theme = recall("theme") ?? "system";
+  const apply = () => {
+    if (theme === "system") delete document.documentElement.dataset.theme;
+    else document.documentElement.dataset.theme = theme;
+    setIcon($("theme"), THEMES[theme]);
+    label($("theme"), `theme.${theme}`);
+  };
+  $("theme").onclick = () => {
+    const names = Object.keys(THEMES);
+    theme = names[(names.indexOf(theme) + 1) % names.length];
+    remember("theme", theme);
+    apply();
+    say(t(`theme.${theme}`));
+  };
+  apply();
+}
+
+function wireLanguage() {
+  inLanguage(() => {
+    translatePage();
+    $("language").textContent = language() === "zh" ? "English" : "中文";
+    $("language").lang = language() === "zh" ? "en" : "zh-Hans";
+  });
+  $("language").onclick = () => setLanguage(language() === "zh" ? "en" : "zh");
+}
+
+function wireKeys() {
+  const withPicture = (act) => () => onStage && act(onStage);
+  wireShortcuts({
+    draw: run,
+    cancel,
+    prompt: () => $("prompt").focus(),
+    help: () => $("help").showModal(),
+    lock: form.toggleSeedLock,
+    vary: withPicture(acts.vary),
+    code: () => $("open-code").click(),
+    full: withPicture(acts.full),
+    save: withPicture(acts.save),
+    walk(step) {
+      const next = gallery.neighbour(step);
+      if (next) showOne(next);
+    },
+  });
+}
+
+async function start() {
+  wireAppearance();
+  wireLanguage();
+  wireDialogs();
+  wireViewer();
+  wireCode();
+  wireKeys();
+  wireDrop(takeSettings);
+  $("more").open = matchMedia("(min-width: 900px)").matches;
+  $("request").onsubmit = (event) => { event.preventDefault(); run(); };
+  $("cancel").onclick = cancel;
+  $("empty-model").onclick = () => $("model").click();
+  $("stop-comparing").onclick = () => compareWith(null);
+  $("clear").onclick = removeAll;
+  $("open-code").onclick = () => showCode(form.brief({ model: model()?.id ?? MODEL, ...form.read() }));
+  try {
+    form.wireForm(await readLimits());
+  } catch (error) {
+    tell([t("limits.missing", { reason: error.message })]);
+    return;
+  }
+  inLanguage(wireExamples);
+  wireModel(wireExamples);
+  wireAccount();
+  await gallery.wireGallery(showOne);
+  if (gallery.newest()) showOne(gallery.newest());
+  else showEmpty();
+  document.documentElement.dataset.ready = "";
+}
+
+async function removeAll() {
+  const count = $("pictures").childElementCount;
+  if (!confirm(t("history.sure", { n: number(count) }))) return;
+  onStage = null;
+  await gallery.removeAll();
+  showEmpty();
+}
+
+start();
