@@ -47,7 +47,7 @@ async def test_a_delivered_request_is_one_charged_row(server: Server) -> None:
     assert (found.request.width, found.request.height, found.request.steps, found.request.images) == (512, 512, 8, 2)
     assert found.request.model == "alibaba/z-image-turbo"
     assert [item["url"].partition("/files/b/")[2] for item in answer.json()["data"]] == list(found.files)
-    assert set(found.seconds) == {"queue", "encode", "denoise", "decode", "store", "total"}
+    assert {"queue", "encode", "denoise", "decode", "store", "total"} <= set(found.seconds)
     assert await spent(server) == 2 * PRICE
 
 
