@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help setup demo serve test check fix bench bench-gpu lock clean
+.PHONY: help setup demo serve test fuzz screenshots check fix bench bench-server bench-gpu lock clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -15,16 +15,17 @@ $(READY): requirements.lock requirements-cuda.lock pyproject.toml tools/setup.sh
 	sh tools/setup.sh "$(PYTHON)" "$(VENV)"
 	@touch $@
 
-demo: setup  ## draw the README's picture
-	@mkdir -p output
-	$(BIN)/zturbo generate "A T-Rex relaxing on a beach, lying on a sun lounger and wearing sunglasses." \
-	    --size 1440x512 --seed 7 --output output/t-rex.png
+demo: setup  ## start the server, send the published example, save its picture, stop
+	$(BIN)/python tools/demo.py output/t-rex.png
 
 serve: setup  ## answer POST /v1/images/generations on this computer, until stopped
 	$(BIN)/zturbo serve
 
 test: setup  ## all tests; those that need a GPU are skipped where there is none
 	$(BIN)/python -m pytest
+
+screenshots: setup  ## the playground's pictures in docs/images, taken in a real browser with nano
+	$(BIN)/python -m tools.screenshots
 
 check: setup  ## format, lint, types, import rules, generated docs; changes nothing
 	$(BIN)/ruff format --check .
@@ -38,8 +39,14 @@ fix: setup  ## format, repair what the linter can, write the generated docs
 	$(BIN)/ruff check --fix .
 	$(BIN)/python docs/generate.py
 
+fuzz: setup  ## thousands of requests out of both OpenAPI documents; FUZZ_EXAMPLES says how many of each kind
+	FUZZ_EXAMPLES=$${FUZZ_EXAMPLES:-300} $(BIN)/python -m pytest -q -s tests/api/test_fuzz.py
+
 bench: setup  ## this engine beside diffusers in one run; writes bench/results/
 	$(BIN)/python -m bench.engine
+
+bench-server: setup  ## requests a second and latency of the server, with keys, records and files; writes bench/results/
+	$(BIN)/python -m bench.server
 
 bench-gpu:  ## parity in bf16 and full-size speed on a CUDA machine, with the Python at hand and no network
 	$(PYTHON) -m bench.gpu

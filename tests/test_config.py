@@ -13,21 +13,32 @@ from zturbo.errors import ConfigError, InvalidInput
 GOOD = {
     "model": "folder", "device": "cpu", "dtype": "float32", "quantization": "int8", "acceleration": "high",
     "threads": "3", "output_dir": "pictures", "metadata": "no",
-    "host": "0.0.0.0", "port": "9000", "api_key": "a" * 32, "queue_limit": "3", "data_dir": "drawn",
+    "host": "0.0.0.0", "port": "9000", "api_key": "a" * 32, "queue_limit": "3", "local_sessions": "no",
+    "data_dir": "drawn",
     "public_url": "https://pictures.example/z", "model_aliases": "gpt-image-1, dall-e-3", "rate_limit": "60",
     "concurrency_limit": "2", "request_timeout_s": "60", "shutdown_grace_s": "5", "retention_days": "30",
     "credits_per_megapixel": "1", "log_format": "json", "c2pa_certificate": "chain.pem", "c2pa_key": "key.pem",
     "safety_checker": "none", "safety_threshold": "0.25", "safety_labels": "porn,sexy", "safety_policy": "always",
+    "prompt_guard_url": "http://127.0.0.1:8001/v1", "prompt_guard_key": "secret", "prompt_guard_model": "guard",
+    "prompt_guard_refuses": "controversial", "prompt_guard_timeout_s": "3",
+    "expansion_provider": "none", "expansion_url": "http://127.0.0.1:11434/v1", "expansion_key": "sk-secret",
+    "expansion_model": "qwen3:4b", "expansion_timeout_s": "3",
 }  # fmt: skip
 """A value for each setting, as an environment variable spells it, that is not the default."""
 BAD = {
     "model": "", "device": "tpu", "dtype": "int3", "quantization": "int3", "acceleration": "fast", "threads": "-1",
     "output_dir": "~nobody-of-that-name/x", "metadata": "perhaps", "host": "", "port": "70000", "api_key": "short",
-    "queue_limit": "0", "data_dir": "~nobody-of-that-name/x", "public_url": "ftp://x", "model_aliases": "a,,b",
+    "queue_limit": "0", "local_sessions": "perhaps", "data_dir": "~nobody-of-that-name/x",
+    "public_url": "ftp://x", "model_aliases": "a,,b",
     "rate_limit": "-1", "concurrency_limit": "many", "request_timeout_s": "0", "shutdown_grace_s": "4000",
-    "retention_days": "1.5", "credits_per_megapixel": "-1", "log_format": "xml", "c2pa_certificate": "~nobody-of-that-name/x",
+    "retention_days": "1.5", "credits_per_megapixel": "-1", "log_format": "xml",
+    "c2pa_certificate": "~nobody-of-that-name/x",
     "c2pa_key": "~nobody-of-that-name/x",
     "safety_checker": "", "safety_threshold": "1.5", "safety_labels": "porn,,sexy", "safety_policy": "never",
+    "prompt_guard_url": "ftp://x", "prompt_guard_key": "a b", "prompt_guard_model": "a b",
+    "prompt_guard_refuses": "safe", "prompt_guard_timeout_s": "0",
+    "expansion_provider": "cloud", "expansion_url": "http://user:secret@host/v1", "expansion_key": "two words",
+    "expansion_model": "two words", "expansion_timeout_s": "0",
 }  # fmt: skip
 each = pytest.mark.parametrize("setting", SETTINGS, ids=[setting.name for setting in SETTINGS])
 
@@ -84,11 +95,12 @@ def test_a_wrong_value_is_told_with_where_it_came_from(setting: Setting, tmp_pat
     with pytest.raises(ConfigError) as caught:
         load_config(file=file, environment={})
     assert f"{file}, {setting.name}" in caught.value.message
-    assert repr(bad) in caught.value.message
+    assert (repr(bad) in caught.value.message) is not setting.secret
     assert setting.allowed in caught.value.message
     with pytest.raises(InvalidInput) as refused:
         load_config({setting.name: bad}, environment={})
     assert refused.value.problems[0].path == (f"--{setting.name}",)
+    assert refused.value.problems[0].received == (None if setting.secret else bad)
     if bad:
         with pytest.raises(ConfigError, match=f"environment variable {setting.variable}: must be"):
             load_config(environment={setting.variable: bad})
@@ -106,6 +118,14 @@ def test_all_wrong_values_are_told_at_once(tmp_path: Path) -> None:
     with pytest.raises(InvalidInput) as refused:
         load_config({"dtype": "x", "device": "y"}, environment={})
     assert len(refused.value.problems) == 2
+
+
+def test_an_endpoint_needs_its_address_and_its_model() -> None:
+    with pytest.raises(ConfigError, match="ZTURBO_EXPANSION_MODEL") as caught:
+        load_config({"expansion_provider": "endpoint", "expansion_url": "http://host/v1"}, environment={})
+    assert "ZTURBO_EXPANSION_URL" not in str(caught.value)
+    named = {"expansion_url": "http://host/v1", "expansion_model": "m"}
+    assert load_config({"expansion_provider": "endpoint", **named}, environment={}).expansion_model == "m"
 
 
 def test_a_value_that_is_overruled_is_not_judged(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
     zturbo generate "a red fox in the snow" --size landscape_16_9 --seed 7
     zturbo serve --port 8000
+    zturbo keys create | list | show | update | revoke; usage, logs, balance, backup (see cli_records.py)
     zturbo models list | path NAME | pull NAME | show NAME
     zturbo doctor
 
@@ -18,13 +19,14 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from zturbo import __version__
+from zturbo import __version__, cli_records
+from zturbo.cli_options import ConfigFile, Json
 from zturbo.config import Config, load_config
 from zturbo.errors import (
     ConfigError,
@@ -41,6 +43,8 @@ from zturbo.pictures import EXTENSIONS, Settings, encode, format_of, slug, write
 if TYPE_CHECKING:
     from zturbo.engine.engine import Engine
     from zturbo.engine.progress import Picture, Progress
+    from zturbo.expansion.expansion import Expansion
+    from zturbo.safety.checker import Checker, Safety, Screened
 
     Show = Callable[[Progress], None]
 
@@ -61,7 +65,7 @@ FLAG_NAMES = {
 }
 """Our member name -> what this door calls it."""
 
-NO_HELP = {"default_map": {"help": False, "models": {"help": False}}}
+NO_HELP = {"default_map": {"help": False, "models": {"help": False}, "keys": {"help": False}}}
 """Said outright, for Typer loads pydantic (80 ms) to make sense of an absent flag before the next word's --help."""
 
 app = typer.Typer(
@@ -73,15 +77,12 @@ app = typer.Typer(
 )
 models = typer.Typer(name="models", help="The models known by name: list, find, download and describe them.")
 app.add_typer(models)
+app.add_typer(cli_records.keys)
+app.add_typer(cli_records.records)
 
-ConfigFile = Annotated[
-    Path | None,
-    typer.Option("--config", metavar="FILE", help="Settings file (TOML) to read in place of the usual one."),
-]
 Model = Annotated[
     str | None, typer.Option("--model", metavar="NAME|FOLDER|FILE", help="A known model, a diffusers folder, a file.")
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object for machines.")]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -199,24 +200,30 @@ def generate(
     if config is None or params is None or adapters is None or problems:
         raise InvalidInput(problems)
     target = Target.choose(output, params, config, as_json)
-    wanted = {"prompt_expansion": prompt_expansion, "safety_checker": safety_checker}
-
-    _refuse_missing({name for name, asked in wanted.items() if asked})
+    _refuse_missing({"prompt_expansion"} if prompt_expansion else set(), config)
+    safety = _safety(config, safety_checker)
+    _ask_guard(safety, params.prompt)
+    expansion = _ask_endpoint(config, params)
     start = time.perf_counter()
     engine = _load(config, adapters, text_encoder, vae, quiet)
     load_s = time.perf_counter() - start
+    if not quiet:
+        _say(safety.row())
     paths: list[Path | None] = []
+    flagged: list[bool] = []
 
-    def keep(picture: "Picture") -> None:
+    def keep(picture: "Picture", expansion: "Expansion | None") -> None:
         """At once, so that what is drawn is there even if the next picture is stopped."""
-        paths.append(_write(picture, target, params, config, engine))
+        screened = _screen(safety.checker, picture)
+        flagged.append(screened.withheld is not None)
+        paths.append(_write(screened, target, params, config, engine, expansion))
         if paths[-1] is not None and not as_json:
             _print_path(paths[-1])
 
-    done = _draw(engine, params, quiet, keep)
+    done = _draw(engine, params, quiet, keep, expansion)
     timings = {"load": load_s, **done.timings}
     if as_json:
-        print(json.dumps(_summary(engine, params, done.pictures, paths, timings)))
+        print(json.dumps(_summary(engine, params, done, paths, flagged, timings)))
     if not quiet:
         _say(_closing_line(done, timings))
 
@@ -451,28 +458,58 @@ def _nano_line(description: str) -> str:
     )
 
 
-def _refuse_missing(asked: set[str]) -> None:
+def _refuse_missing(asked: set[str], config: Config) -> None:
     """Asking by name for what the engine lacks is an error; the defaults take what there is."""
     if not asked:
         return
     from zturbo.engine.engine import Engine
 
     missing = sorted(asked - Engine.features)
-    if not missing:
-        return
     names = [f"--{name.replace('_', '-')}" for name in missing]
     hint = "leave the flag out: it is on wherever it is available"
-    raise InvalidInput([Problem((name,), "is not available in this version", True, hint) for name in names])
+    problems = [Problem((name,), "is not available in this version", True, hint) for name in names]
+    if "prompt_expansion" in asked and config.expansion_provider == "none":
+        hint = "leave the flag out, or set expansion_provider to local"
+        problems.append(Problem(("--prompt-expansion",), "the setting expansion_provider is none", True, hint))
+    if problems:
+        raise InvalidInput(problems)
 
 
-def _draw(engine: "Engine", params: GenerationParams, quiet: bool, keep: Callable[["Picture"], None]) -> "Progress":
-    """Draw, showing progress and keeping each picture when it is drawn; the last progress has all of them."""
+def _ask_endpoint(config: Config, params: GenerationParams) -> "Expansion | None":
+    """What the settings' chat endpoint makes of the prompt; None where it is not its to expand."""
+    if not params.prompt_expansion or config.expansion_provider != "endpoint":
+        return None
+    import asyncio
+    from contextlib import aclosing
+
+    from zturbo.expansion.endpoint import ChatEndpoint
+
+    async def ask() -> "Expansion":
+        async with aclosing(ChatEndpoint.configured(config)) as endpoint:
+            return await endpoint.expand(params.prompt)
+
+    return asyncio.run(ask())
+
+
+def _draw(
+    engine: "Engine",
+    params: GenerationParams,
+    quiet: bool,
+    keep: Callable[["Picture", "Expansion | None"], None],
+    expansion: "Expansion | None",
+) -> "Progress":
+    """Draw, showing progress and keeping each picture when it is drawn; the last progress has all of them.
+
+    expansion: of the prompt, where it was found outside the engine.
+    """
+    drawn = params if expansion is None else expansion.applied_to(params)
     with _meter(quiet, params.num_images * params.steps) as show_progress:
-        for progress in engine.draw(params):
+        for progress in engine.draw(drawn):
             show_progress(progress)
             if progress.stage == "drawn":
-                keep(*progress.pictures)
-    return progress
+                (picture,) = progress.pictures
+                keep(picture, expansion or progress.expansion)
+    return replace(progress, expansion=expansion or progress.expansion)
 
 
 @contextmanager
@@ -507,7 +544,7 @@ def _lines(total: int) -> "Show":
         if progress.stage == "denoise" and progress.step:
             left = (time.perf_counter() - start) / done * (total - done)
             _say(f"{_stage(progress)}: step {progress.step} of {progress.steps}, about {left:.0f} s left")
-        elif progress.stage in ("encode", "decode"):
+        elif progress.stage in ("expand", "encode", "decode"):
             _say(_stage(progress))
 
     return show_progress
@@ -519,29 +556,80 @@ def _steps_done(progress: "Progress") -> int:
 
 def _stage(progress: "Progress") -> str:
     which = f" {progress.image + 1} of {progress.images}" if progress.images > 1 else ""
-    return f"{progress.stage}{which if progress.stage != 'encode' else ''}"
+    return f"{progress.stage}{which if progress.stage not in ('expand', 'encode') else ''}"
+
+
+def _safety(config: Config, wanted: bool | None) -> "Safety":
+    """What judges the pictures, as the flag and the settings ask; ready before anything slow begins."""
+    if wanted and config.safety_checker == "none":
+        message, hint = "the setting safety_checker is none", "leave the flag out, or set it to bundled"
+        raise InvalidInput([Problem(("--safety-checker",), message, True, hint)])
+    from zturbo.safety.checker import Safety
+    from zturbo.safety.load import load_safety
+
+    return Safety() if wanted is False and config.safety_policy != "always" else load_safety(config)
+
+
+def _ask_guard(safety: "Safety", prompt: str) -> None:
+    """Have the prompt checked, where the settings name a guard."""
+    guard = safety.guard
+    if guard is None:
+        return
+    import asyncio
+    from contextlib import aclosing
+
+    async def ask() -> None:
+        async with aclosing(guard):
+            await guard.allow(prompt)
+
+    asyncio.run(ask())
+
+
+def _screen(checker: "Checker | None", picture: "Picture") -> "Screened":
+    """Judge a picture; that it is withheld is said even when quiet, as an error is."""
+    from zturbo.safety.checker import screen
+
+    screened = screen(checker, picture)
+    if screened.verdict is not None and screened.withheld is not None:
+        score = f"score {screened.verdict.score:.2f}, threshold {screened.verdict.threshold:g}"
+        _say(f"zturbo: seed {picture.seed} is {screened.withheld.as_infotext()} ({score}): it is a black picture")
+    return screened
 
 
 def _write(
-    picture: "Picture", target: Target, params: GenerationParams, config: Config, engine: "Engine"
+    screened: "Screened",
+    target: Target,
+    params: GenerationParams,
+    config: Config,
+    engine: "Engine",
+    expansion: "Expansion | None",
 ) -> Path | None:
     """Encode and write one picture; its path, or None for stdout."""
+    picture = screened.picture
     settings = Settings.of(params, picture.seed, engine.model.name, engine.model.version)
-    data = encode(picture.pixels, params.output_format, settings if config.metadata else None)
+    if expansion is not None and expansion.applied:
+        settings = replace(settings, drawn_prompt=expansion.text)
+    data = encode(picture.pixels, params.output_format, screened.withheld or (settings if config.metadata else None))
     return target.write(data, picture.seed - params.seed + 1, params, picture.seed)
 
 
 def _summary(
     engine: "Engine",
     params: GenerationParams,
-    pictures: Sequence["Picture"],
+    done: "Progress",
     paths: Sequence[Path | None],
+    flagged: Sequence[bool],
     timings: dict[str, float],
 ) -> dict[str, object]:
     """The JSON object of `generate --json`; timings in seconds."""
     return {
-        "images": [{"path": str(path), "seed": one.seed} for path, one in zip(paths, pictures, strict=True)],
+        "images": [
+            {"path": str(path), "seed": one.seed, "flagged": withheld}
+            for path, one, withheld in zip(paths, done.pictures, flagged, strict=True)
+        ],
         "prompt": params.prompt,
+        "drawn_prompt": done.expansion.text if done.expansion else params.prompt,
+        "prompt_expansion": done.expansion.as_dict() if done.expansion else None,
         "width": params.width,
         "height": params.height,
         "steps": params.steps,

@@ -78,6 +78,25 @@ def _address(value: object) -> str:
     raise _RefusedError
 
 
+def _endpoint(value: object) -> str:
+    address = _address(value)
+    if "@" in address:  # a password there would be in every log line of the client
+        raise _RefusedError
+    return address
+
+
+def _one_name(value: object) -> str:
+    if isinstance(value, str) and re.fullmatch(r"[!-~]{0,200}", value, re.ASCII):
+        return value
+    raise _RefusedError
+
+
+def _token(value: object) -> str:
+    if isinstance(value, str) and re.fullmatch(r"[!-~]{0,512}", value, re.ASCII):
+        return value
+    raise _RefusedError
+
+
 def _share(value: object) -> float:
     if isinstance(value, str) and re.fullmatch(r"[01]?(\.\d{1,9})?", value, re.ASCII) and value:
         value = float(value)
@@ -107,13 +126,17 @@ def _flag(value: object) -> bool:
     raise _RefusedError
 
 
-def _setting(default: object, read: Callable[[object], object], allowed: str, help_text: str) -> Any:
-    return field(default=default, metadata={"read": read, "allowed": allowed, "help": help_text})
+def _setting(
+    default: object, read: Callable[[object], object], allowed: str, help_text: str, secret: bool = False
+) -> Any:
+    return field(default=default, metadata={"read": read, "allowed": allowed, "help": help_text, "secret": secret})
 
 
 _DEVICES = ("auto", "cpu", "mps", "cuda")
 _DTYPES = ("auto", "float32", "bfloat16", "float16")
+_EXPANSION_PROVIDERS = ("local", "endpoint", "none")
 _LOG_FORMATS = ("auto", "text", "json")
+_GUARD_LEVELS = ("unsafe", "controversial")
 _POLICIES = ("caller", "always")
 _QUANTIZATIONS = ("auto", "none", "int8", "fp8")
 
@@ -160,6 +183,7 @@ class Config:
         _key,
         "32 lower-case hex characters, as `openssl rand -hex 16` makes them",
         "A bearer key with every scope. When absent, the first start of `zturbo serve` makes one and prints it once.",
+        secret=True,
     )
     data_dir: Path = _setting(  # noqa: RUF009  # it is a dataclasses.field
         Path("~/.local/share/zturbo"),
@@ -180,6 +204,12 @@ class Config:
         "names, separated by commas",
         "Further names that requests may give the model, as clients of other services send them. "
         "Pictures asked for by a name of gpt-image-... come as base64 unless the request says otherwise.",
+    )
+    local_sessions: bool = _setting(
+        True,
+        _flag,
+        "true, false (also 1, 0, yes, no, on, off)",
+        "Whether the playground works without a key for whoever sits at the server's own computer.",
     )
     queue_limit: int = _setting(
         32,
@@ -223,6 +253,30 @@ class Config:
         "How the server logs; auto is text on a terminal, else json.",
     )
 
+    expansion_provider: str = _setting(
+        "local",
+        _word(*_EXPANSION_PROVIDERS),
+        ", ".join(_EXPANSION_PROVIDERS),
+        "What adds details to prompts: the model's own text encoder, a chat model at an endpoint, or nothing.",
+    )
+    expansion_url: str = _setting(
+        "",
+        _endpoint,
+        "an http or https address without a password in it",
+        "The OpenAI-compatible endpoint of the provider `endpoint`, such as http://127.0.0.1:11434/v1.",
+    )
+    expansion_key: str = _setting(
+        "", _token, "at most 512 visible ASCII characters", "The bearer key of that endpoint, if it wants one.", True
+    )
+    expansion_model: str = _setting(
+        "", _one_name, "at most 200 visible ASCII characters", "The chat model's name at that endpoint."
+    )
+    expansion_timeout_s: int = _setting(
+        8,
+        _whole(1, 120),
+        "an integer from 1 to 120",
+        "Seconds that the endpoint may take; then the prompt is drawn as it is.",
+    )
     safety_checker: str = _setting(
         "bundled",
         _text,
@@ -244,6 +298,33 @@ class Config:
         _word(*_POLICIES),
         ", ".join(_POLICIES),
         "Who decides whether pictures are checked: the request, where its key has the scope safety:off; or always on.",
+    )
+    prompt_guard_url: str = _setting(
+        "",
+        _endpoint,
+        "an http or https address without a password in it",
+        "The OpenAI-compatible endpoint of a guard model that checks prompts before they are drawn; absent, none does.",
+    )
+    prompt_guard_key: str = _setting(
+        "", _token, "at most 512 visible ASCII characters", "The bearer key of that endpoint, if it wants one.", True
+    )
+    prompt_guard_model: str = _setting(
+        "Qwen/Qwen3Guard-Gen-0.6B",
+        _one_name,
+        "at most 200 visible ASCII characters",
+        "The guard model's name at that endpoint; it must answer as Qwen3Guard-Gen does.",
+    )
+    prompt_guard_refuses: str = _setting(
+        "unsafe",
+        _word(*_GUARD_LEVELS),
+        ", ".join(_GUARD_LEVELS),
+        "Which prompts are refused: those that the guard calls unsafe, or those it calls controversial as well.",
+    )
+    prompt_guard_timeout_s: int = _setting(
+        10,
+        _whole(1, 120),
+        "an integer from 1 to 120",
+        "Seconds that the guard may take for an attempt; after two the request fails.",
     )
 
     @property
@@ -276,15 +357,28 @@ class Setting:
     allowed: str
     """What is allowed, for people."""
     help: str
+    secret: bool
+    """Whether messages must not show what was received."""
 
     @property
     def variable(self) -> str:
         """The environment variable."""
         return ENVIRONMENT_PREFIX + self.name.upper()
 
+    def shown(self, value: object) -> str:
+        """A received value as messages show it."""
+        return "a value that is not shown here" if self.secret else shown(value)
+
 
 SETTINGS = tuple(
-    Setting(row.name, row.default, row.metadata["read"], row.metadata["allowed"], row.metadata["help"])
+    Setting(
+        row.name,
+        row.default,
+        row.metadata["read"],
+        row.metadata["allowed"],
+        row.metadata["help"],
+        row.metadata["secret"],
+    )
     for row in fields(Config)
 )
 
@@ -304,7 +398,7 @@ def load_config(
     Raises:
         InvalidInput: wrong flags, all of them.
         ConfigError: the file cannot be read or has unknown members, or values of the file or the environment are
-            wrong: all of them, each with where it came from.
+            wrong: all of them, each with where it came from; or a setting lacks another that it needs.
     """
     flags = {name: value for name, value in (flags or {}).items() if value is not None}
     assert flags.keys() <= {setting.name for setting in SETTINGS}, f"flags without a setting: {sorted(flags)}"
@@ -319,10 +413,12 @@ def load_config(
         try:
             values[setting.name] = setting.read(value)
         except _RefusedError as error:
-            problems.append(f"{source}: must be {setting.allowed}; got {shown(value)}{_nearest(error)}")
+            problems.append(f"{source}: must be {setting.allowed}; got {setting.shown(value)}{_nearest(error)}")
     if problems:
         raise ConfigError("\n".join(problems), "`docs/reference/settings.md` lists the settings")
-    return Config(**values)
+    config = Config(**values)
+    _check_together(config)
+    return config
 
 
 def _read_flags(flags: Mapping[str, object]) -> dict[str, Any]:
@@ -335,12 +431,23 @@ def _read_flags(flags: Mapping[str, object]) -> dict[str, Any]:
         try:
             values[setting.name] = setting.read(received)
         except _RefusedError as error:
-            message = f"must be {setting.allowed}; got {shown(received)}"
+            message = f"must be {setting.allowed}; got {setting.shown(received)}"
             hint = f"nearest valid value: {error}" if str(error) else ""
-            problems.append(Problem((f"--{setting.name}",), message, received, hint))
+            problems.append(Problem((f"--{setting.name}",), message, None if setting.secret else received, hint))
     if problems:
         raise InvalidInput(problems)
     return values
+
+
+def _check_together(config: Config) -> None:
+    """Settings that need each other."""
+    missing = [name for name in ("expansion_url", "expansion_model") if not getattr(config, name)]
+    if config.expansion_provider == "endpoint" and missing:
+        names = " and ".join(f"{ENVIRONMENT_PREFIX}{name.upper()}" for name in missing)
+        raise ConfigError("expansion_provider is endpoint, but which one is not said", f"set {names}")
+    if config.safety_policy == "always" and config.safety_checker == "none":
+        hint = "set safety_checker to bundled or to a model, or safety_policy to caller"
+        raise ConfigError("safety_policy is always, and safety_checker is none", hint)
 
 
 def _file_path(file: Path | None, environment: Mapping[str, str]) -> Path | None:

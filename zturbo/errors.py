@@ -7,6 +7,7 @@ ZTurboError                       500 internal_error
 ├── Forbidden                     403 permission_denied        the key is valid, but not for this
 │   └── InsufficientCredits       403 insufficient_credits     the balance or the key's spending limit is used up
 ├── NoSuchKey                     404 key_not_found            no API key with that prefix
+├── LastManager                   409 last_management_key      without this key nobody could manage keys
 ├── Conflict                      409 idempotency_conflict     an Idempotency-Key is in use, or had another body
 ├── TooLarge                      413 body_too_large           the request's body is over the limit
 ├── WrongMediaType                415 unsupported_media_type   the request's body is not JSON
@@ -18,7 +19,7 @@ ZTurboError                       500 internal_error
 │   └── WeightsNotFound           404 model_not_found          no such model, folder or file
 ├── DeviceError                   500 device_unavailable       the device asked for is not there
 │   └── DoesNotFit                500 out_of_memory            the model does not fit the device by any plan
-├── SafetyError                   500 safety_checker_failed    the safety checker cannot be loaded or failed; it is named
+├── SafetyError                   500 safety_checker_failed    the safety checker, named, cannot be loaded or failed
 ├── StorageError                  503 storage_unavailable      records or picture files cannot be read or written now
 ├── NoSuchFile                    404 file_not_found           there never was a picture file of that name
 ├── FileGone                      410 file_gone                the picture file was removed after its retention
@@ -116,6 +117,19 @@ class NoSuchKey(ZTurboError):
 
     def __init__(self, prefix: str) -> None:
         super().__init__(f"there is no key with the prefix {prefix[:60]!r}", "`zturbo keys list` shows those there are")
+
+
+class LastManager(ZTurboError):
+    """The last working key with the scope management would lose it, be disabled or be deleted."""
+
+    status = 409
+    code = "last_management_key"
+
+    def __init__(self, prefix: str) -> None:
+        super().__init__(
+            f"the key {prefix} is the last one that works and can manage keys: it stays, enabled and with management",
+            "first create another key with the scope management; `zturbo keys` on the server's computer needs none",
+        )
 
 
 class Conflict(ZTurboError):
@@ -225,6 +239,7 @@ class StorageError(ZTurboError):
 
     status = 503
     code = "storage_unavailable"
+    retry_after_s = 5  # a disk that somebody makes room on works again at once
 
 
 class NoSuchFile(ZTurboError):

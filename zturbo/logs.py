@@ -31,6 +31,8 @@ def set_up(log_format: str) -> None:
             processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *errors, renderer],
         )
     )
+    logging._srcfile = None  # no event says which line it came from: the stack need not be walked
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.INFO)

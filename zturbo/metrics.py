@@ -14,6 +14,9 @@ class Metrics:
         self.requests = Counter("zturbo_requests_total", "Requests by how they ended.", ["outcome"], registry=registry)
         self.responses = Counter("zturbo_responses_total", "HTTP answers by status.", ["status"], registry=registry)
         self.images = Counter("zturbo_images_total", "Pictures delivered.", registry=registry)
+        self.flagged = Counter(
+            "zturbo_images_flagged_total", "Pictures that the safety checker withheld.", registry=registry
+        )
         self.credits = Counter("zturbo_credits_total", "Credits charged.", registry=registry)
         self.pixel_steps = Counter(
             "zturbo_pixel_steps_total", "Pixels times denoising steps of delivered pictures.", registry=registry

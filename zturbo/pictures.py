@@ -108,7 +108,27 @@ class Settings:
         return f"{_well_formed(self.drawn_prompt or self.prompt)}\n{line}"
 
 
-def encode(pixels: "Pixels", output_format: str, settings: Settings | None) -> bytes:
+@dataclass(frozen=True, slots=True)
+class Withheld:
+    """What the black picture in the place of a flagged one says of itself: nothing of what was asked for or drawn."""
+
+    checker: str
+    """The name of the safety checker."""
+
+    def as_json(self) -> str:
+        """One line of JSON that may stand in XML text once <, > and & are escaped."""
+        return json.dumps({"withheld": self.as_infotext(), "software_version": __version__})
+
+    def as_infotext(self) -> str:
+        """One sentence."""
+        return f"withheld by the safety checker {self.checker}"
+
+
+Written = Settings | Withheld | None
+"""What is written into a file beside the mark that a machine drew it."""
+
+
+def encode(pixels: "Pixels", output_format: str, settings: Written) -> bytes:
     """A picture file.
 
     Args:
@@ -309,7 +329,7 @@ def _read_bounded(source: Path | bytes) -> bytes:
     return data
 
 
-def _png_chunks(settings: Settings | None) -> "PngInfo":
+def _png_chunks(settings: Written) -> "PngInfo":
     from PIL.PngImagePlugin import PngInfo
 
     chunks = PngInfo()
@@ -320,7 +340,7 @@ def _png_chunks(settings: Settings | None) -> "PngInfo":
     return chunks
 
 
-def _exif(settings: Settings | None) -> bytes:
+def _exif(settings: Written) -> bytes:
     """EXIF with the infotext as UserComment, in big-endian UTF-16: what piexif, and so the web UI, writes and reads."""
     from PIL import Image
 
@@ -332,7 +352,7 @@ def _exif(settings: Settings | None) -> bytes:
     return exif.tobytes()
 
 
-def _xmp(settings: Settings | None) -> bytes:
+def _xmp(settings: Written) -> bytes:
     """The XMP packet: the mark, and the settings as far as they fit one JPEG segment."""
     text = settings.as_json() if settings is not None else ""
     inside = f"\n   <zturbo:settings>{html.escape(text, quote=False)}</zturbo:settings>" if text else ""

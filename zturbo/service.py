@@ -1,8 +1,11 @@
 """The whole story of one request, for every door: read `Service.generate` first.
 
 ledger.start(...)                the price is held, or the request refused
+endpoint.expand(prompt)          where the settings name one; else the engine expands, on its thread
+guard.allow(prompt)              where the operator has one
 ticket = queue.admit(...)        refused here, or nowhere
 progress from the engine         on the event loop, from the device's thread
+screen(checker, picture)         in worker threads; a flagged picture is black from here on
 files.put(encode(...))           in worker threads
 ledger.finish(...)               charge, file names and answer in one transaction; only then is anything delivered
 """
@@ -12,31 +15,47 @@ import contextlib
 import logging
 import time
 from collections.abc import AsyncGenerator, Callable, Coroutine
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
 
 from zturbo.engine.progress import Picture, Progress
 from zturbo.engine.queue import Ticket
 from zturbo.engine.worker import Worker
 from zturbo.errors import (
     Busy,
+    ContentPolicyViolation,
     DeadlinePassed,
     InsufficientCredits,
+    SafetyError,
     StorageError,
     ZTurboError,
 )
+from zturbo.expansion.expansion import BUSY, NOT_HERE, Expansion
 from zturbo.metrics import Metrics
 from zturbo.params import GenerationParams
 from zturbo.pictures import Settings, encode
 from zturbo.provenance import Signer
+from zturbo.safety.checker import Checker, Screened, screen, veiled
 from zturbo.storage.embedded import Storage, now_ms
-from zturbo.storage.records import Answer, End, Ending, KeyLimit, Request
+from zturbo.storage.records import Answer, End, Ending, KeyLimit, Request, Screening
 
 REFUSALS = {
     "spending_limit": "the key's spending limit is used up",
     "balance": "the balance is used up",
 }
 log = logging.getLogger("zturbo")
+
+
+class Endpoint(Protocol):
+    """What expands prompts outside the engine."""
+
+    name: str
+
+    async def expand(self, prompt: str) -> Expansion:
+        """The expansion of a prompt, or why it stays as it is; never raises."""
+
+    async def aclose(self) -> None:
+        """Stop asking."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,7 +68,9 @@ class Order:
         credits: its price, should all pictures be delivered.
         limit: of the key's spending; None is unlimited.
         store: put the pictures into the file store; else only their bytes are handed over.
+        progress: whether anybody looks at the progress; else only what the request needs crosses the threads.
         previews: how many previews of each picture the progress shall carry.
+        may_switch_off: whether the request may leave the safety checker out.
         answer: makes what is kept for a repetition of the request; None keeps nothing.
     """
 
@@ -58,7 +79,9 @@ class Order:
     credits: int = 0
     limit: KeyLimit | None = None
     store: bool = True
+    progress: bool = True
     previews: int = 0
+    may_switch_off: bool = False
     answer: "Callable[[Delivered], Answer] | None" = None
 
 
@@ -69,15 +92,21 @@ class Delivery:
     data: bytes
     seed: int
     name: str | None
+    flagged: bool = False
+    """Whether it is the black picture in the place of one that the safety checker withheld."""
 
 
 @dataclass(frozen=True, slots=True)
 class Delivered:
-    """The end of a request: its pictures, seconds by stage, and the model that drew them."""
+    """The end of a request: its pictures, seconds by stage, the model that drew them, what the safety checker found."""
 
     pictures: tuple[Delivery, ...]
     timings: dict[str, float]
     model_version: str
+    safety: Screening | None = None
+    """None where nothing was checked."""
+    expansion: Expansion | None = None
+    """None where none was asked for."""
 
 
 @dataclass(slots=True)
@@ -87,6 +116,7 @@ class _Work:
     ticket: Ticket | None = None
     names: list[str] = field(default_factory=list)
     ended: bool = False
+    expansion: Expansion | None = None
 
 
 class Service:
@@ -99,6 +129,7 @@ class Service:
         timeout_s: how long a request may wait and run.
         metrics: counts what happens.
         signer: writes content credentials into the pictures; None writes none.
+        endpoint: expands prompts before they are admitted; None leaves that to the engine.
     """
 
     def __init__(
@@ -109,12 +140,22 @@ class Service:
         timeout_s: float = 600.0,
         metrics: Metrics | None = None,
         signer: Signer | None = None,
+        endpoint: Endpoint | None = None,
     ) -> None:
         self.worker, self.files, self.records = worker, storage.files, storage.records
         self.write_prompts, self.timeout_s = write_prompts, timeout_s
-        self.metrics, self.signer = metrics or Metrics(), signer
+        self.metrics, self.signer, self.endpoint = metrics or Metrics(), signer, endpoint
         self._unsettled: dict[str, Ending] = {}
         self._chores: set[asyncio.Task[None]] = set()
+
+    @property
+    def expander(self) -> str:
+        """What expands prompts here, as `/v1/models` names it."""
+        if self.endpoint is not None:
+            return self.endpoint.name
+        if self.worker.engine is None:
+            return "still loading"
+        return "local" if self.worker.engine.writer is not None else "none"
 
     async def generate(self, order: Order) -> AsyncGenerator[Progress | Delivered, None]:
         """Draw one request.
@@ -124,32 +165,47 @@ class Service:
 
         Raises:
             InsufficientCredits: the key's limit or the balance does not allow it.
+            ContentPolicyViolation: the prompt check does not allow it.
             Busy: not admitted.
             DeadlinePassed: it took longer than the server allows.
             ZTurboError: what the engine or the store raised.
         """
-        start, work, events = time.perf_counter(), _Work(), _Events(self.timeout_s)
+        start, work, events = time.perf_counter(), _Work(), _Events(self.timeout_s, order.progress)
         try:
             await self._hold(order, work)
-            work.ticket = self.worker.queue.admit(order.params, events.publish, order.previews)
+            guarded = await self._allow(order)
+            asking = time.perf_counter()
+            work.expansion = await self._asked(order.params)
+            asked = time.perf_counter() - asking
+            drawn = work.expansion.applied_to(order.params) if work.expansion else order.params
+            work.ticket = self.worker.queue.admit(drawn, events.publish, order.previews)
+            checker = self._checker_of(order)
             progress = None
             while progress is None or progress.stage != "done":
                 progress = await events.next()
-                yield progress
-            queued = time.perf_counter() - start - progress.timings["total"]
+                work.expansion = work.expansion or progress.expansion
+                progress = replace(progress, expansion=work.expansion)
+                yield progress if checker is None else await _veiled(progress)
+            judging = time.perf_counter()
+            queued = judging - start - guarded - asked - progress.timings["total"]
+            screened, safety = await _screen(checker, progress.pictures)
             storing = time.perf_counter()
-            pictures = await self._encode(progress.pictures, order, work)
+            pictures = await self._encode(screened, order, work)
             end = time.perf_counter()
             engine = {name: seconds for name, seconds in progress.timings.items() if name != "total"}
-            timings = {"queue": max(0.0, queued), **engine, "store": end - storing, "total": end - start}
-            delivered = Delivered(pictures, timings, self.worker.engine.model.version)
+            ours = {"safety": guarded + storing - judging, "store": end - storing, "total": end - start}
+            timings = {"queue": max(0.0, queued), "expand": asked, **engine, **ours}
+            expansion = self._told(order, work.expansion)
+            delivered = Delivered(pictures, timings, self.worker.engine.model.version, safety, expansion)
             await self._charge(order, delivered, work)
             yield delivered
         except (GeneratorExit, asyncio.CancelledError):
             self._give_up(order, work, "cancelled", "cancelled")
             raise
         except Exception as error:
-            refused = isinstance(error, Busy)
+            refused = isinstance(error, Busy | ContentPolicyViolation)
+            if isinstance(error, SafetyError):
+                log.error("request %s: %s", order.request.request_id, error.message, exc_info=error)
             self._give_up(order, work, "rejected" if refused else "failed", _code(error))
             raise
         finally:
@@ -164,7 +220,42 @@ class Service:
             self.metrics.requests.labels("rejected").inc()
             raise InsufficientCredits(f"{REFUSALS[refusal]}: this request costs {order.credits} credits")
 
-    async def _encode(self, pictures: tuple[Picture, ...], order: Order, work: _Work) -> tuple[Delivery, ...]:
+    async def _allow(self, order: Order) -> float:
+        """Have the prompt checked, where the operator has a guard and the request is one to be checked.
+
+        Returns:
+            the seconds that took.
+        """
+        start, safety = time.perf_counter(), self.worker.safety
+        if safety.guard is not None and safety.applies(order.params.safety_checker, order.may_switch_off):
+            await safety.guard.allow(order.params.prompt)
+        return time.perf_counter() - start
+
+    async def _asked(self, params: GenerationParams) -> Expansion | None:
+        """What the endpoint makes of a prompt; None where it is not its to expand. A full server does not ask."""
+        if self.endpoint is None or not params.prompt_expansion:
+            return None
+        queue = self.worker.queue
+        if queue.refusal is not None or len(queue) >= queue.limit:
+            return Expansion.left(params.prompt, BUSY, self.endpoint.name)
+        return await self.endpoint.expand(params.prompt)
+
+    def _told(self, order: Order, expansion: Expansion | None) -> Expansion | None:
+        """What the answer says of the expansion; the log says why a prompt was drawn as it is."""
+        if not order.params.prompt_expansion:
+            return None
+        expansion = expansion or Expansion.left(order.params.prompt, NOT_HERE, "none")
+        if not expansion.applied and expansion.provider != "none":
+            log.info("request %s: the prompt was not expanded: %s", order.request.request_id, expansion.reason,
+                     extra={"request_id": order.request.request_id, "expansion": expansion.provider})  # fmt: skip
+        return expansion
+
+    def _checker_of(self, order: Order) -> Checker | None:
+        """What judges the request's pictures; None where the request, its key and the operator leave that out."""
+        safety = self.worker.safety
+        return safety.checker if safety.applies(order.params.safety_checker, order.may_switch_off) else None
+
+    async def _encode(self, pictures: tuple[Screened, ...], order: Order, work: _Work) -> tuple[Delivery, ...]:
         """All files of a request, encoded and stored side by side; none goes on when one fails."""
         try:
             async with asyncio.TaskGroup() as group:
@@ -173,19 +264,22 @@ class Service:
             raise errors.exceptions[0] from None
         return tuple(task.result() for task in tasks)
 
-    async def _deliver(self, picture: Picture, order: Order, work: _Work) -> Delivery:
-        data = await asyncio.to_thread(self._file_of, picture, order.params)
+    async def _deliver(self, screened: Screened, order: Order, work: _Work) -> Delivery:
+        data = await asyncio.to_thread(self._file_of, screened, order.params, work.expansion)
+        seed, flagged = screened.picture.seed, screened.withheld is not None
         if not order.store:
-            return Delivery(data, picture.seed, None)
+            return Delivery(data, seed, None, flagged)
         name = await self.files.put(data, order.params.output_format)
         work.names.append(name)
-        return Delivery(data, picture.seed, name)
+        return Delivery(data, seed, name, flagged)
 
-    def _file_of(self, picture: Picture, params: GenerationParams) -> bytes:
+    def _file_of(self, screened: Screened, params: GenerationParams, expansion: Expansion | None) -> bytes:
         """The file of a picture, described and signed as the settings ask; run on a worker thread."""
-        start, model = time.perf_counter(), self.worker.engine.model
-        written = Settings.of(params, picture.seed, model.name, model.version) if self.write_prompts else None
-        data = encode(picture.pixels, params.output_format, written)
+        start, model, picture = time.perf_counter(), self.worker.engine.model, screened.picture
+        settings = Settings.of(params, picture.seed, model.name, model.version) if self.write_prompts else None
+        if settings is not None and expansion is not None and expansion.applied:
+            settings = replace(settings, drawn_prompt=expansion.text)
+        data = encode(picture.pixels, params.output_format, screened.withheld or settings)
         if self.signer is not None:
             data = self.signer.sign(data, params.output_format)
         self.metrics.encode.labels(params.output_format).observe(time.perf_counter() - start)
@@ -199,6 +293,7 @@ class Service:
             credits=order.credits,
             files=tuple(picture.name for picture in delivered.pictures if picture.name is not None),
             seconds=delivered.timings,
+            safety=delivered.safety,
             answer=order.answer(delivered) if order.answer else None,
         )
         finishing = asyncio.ensure_future(self.records.ledger.finish(order.request.request_id, ending))
@@ -206,20 +301,22 @@ class Service:
             finished = await asyncio.shield(finishing)
         except asyncio.CancelledError:
             work.ended = True
-            self._later(self._see_out(finishing, order, work))
+            self._later(self._see_out(finishing, order, ending, work))
             raise
         if not finished:
             raise StorageError("the request's row has ended already", "its pictures were not charged")
         work.ended = True
         self._count(order, ending)
 
-    async def _see_out(self, finishing: "asyncio.Future[bool]", order: Order, work: _Work) -> None:
+    async def _see_out(self, finishing: "asyncio.Future[bool]", order: Order, ending: Ending, work: _Work) -> None:
         """Nobody waits any more for a charge: if it fails after all, the request ends as cancelled."""
         try:
             charged = await finishing
-        except Exception:
+        except StorageError:
             charged = False
-        if not charged:
+        if charged:
+            self._count(order, ending)
+        else:
             work.ended = False
             self._give_up(order, work, "cancelled", "cancelled")
 
@@ -252,7 +349,10 @@ class Service:
             await self.records.ledger.reject(request, ending)
 
     async def close(self) -> None:
-        """Wait for what is being written."""
+        """Stop asking the endpoints, and wait for what is being written."""
+        await self.worker.safety.aclose()
+        if self.endpoint is not None:
+            await self.endpoint.aclose()
         while self._chores:
             await asyncio.wait(self._chores)
 
@@ -274,6 +374,8 @@ class Service:
         if ending.status == "done":
             self.metrics.credits.inc(ending.credits)
             seconds = dict(ending.seconds)
+            flagged = sum(ending.safety.flagged) if ending.safety else 0
+            self.metrics.flagged.inc(flagged)
             self.metrics.delivered(seconds, params.width, params.height, params.steps, params.num_images)
         log.info(
             "request %s %s", order.request.request_id, ending.status,
@@ -289,17 +391,46 @@ def _code(error: Exception) -> str:
     return error.code if isinstance(error, ZTurboError) else "internal_error"
 
 
+async def _veiled(progress: Progress) -> Progress:
+    """Progress as it may be shown before its pictures are judged."""
+    preview = progress.preview
+    if preview is not None:
+        preview = await asyncio.to_thread(veiled, preview)
+    return replace(progress, preview=preview, pictures=())
+
+
+async def _screen(
+    checker: Checker | None, pictures: tuple[Picture, ...]
+) -> tuple[tuple[Screened, ...], Screening | None]:
+    """Judge the pictures of a request side by side, and put a black one in the place of each that is flagged.
+
+    Raises:
+        SafetyError: the checker failed on one of them.
+    """
+    if checker is None:
+        return tuple(Screened(picture) for picture in pictures), None
+    screened = await asyncio.gather(*(asyncio.to_thread(screen, checker, picture) for picture in pictures))
+    verdicts = [one.verdict for one in screened if one.verdict is not None]
+    return tuple(screened), Screening(
+        checker=f"{checker.name}@{checker.version}",
+        threshold=checker.threshold,
+        scores=tuple(verdict.score for verdict in verdicts),
+        flagged=tuple(verdict.flagged for verdict in verdicts),
+    )
+
+
 class _Events:
     """What the engine's thread publishes, brought to the event loop that asked."""
 
-    def __init__(self, timeout_s: float) -> None:
-        self._loop = asyncio.get_running_loop()
+    def __init__(self, timeout_s: float, progress: bool) -> None:
+        self._loop, self._progress = asyncio.get_running_loop(), progress
         self._queue: asyncio.Queue[Any] = asyncio.Queue()
         self._timeout_s, self._deadline = timeout_s, self._loop.time() + timeout_s
 
     def publish(self, event: Any) -> None:
         """Called on the engine's thread."""
-        if not self._loop.is_closed():
+        needed = self._progress or isinstance(event, BaseException) or event.stage == "done" or event.expansion
+        if needed and not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._queue.put_nowait, event)
 
     async def next(self) -> Progress:

@@ -105,7 +105,8 @@ def test_every_parameter_has_its_heading() -> None:
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=[path.name for path in DOCUMENTS])
-def test_marked_blocks_run(document: Path, tmp_path: Path) -> None:
+def test_marked_blocks_run(document: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ZTURBO_DATA_DIR", str(tmp_path / "data"))  # not the reader's own
     run_document(document.read_text(encoding="utf-8"), tmp_path)
 
 

@@ -24,7 +24,8 @@ def engine(tiny_folder: Path) -> Engine:
 
 
 def request(**changes: object) -> GenerationParams:
-    return GenerationParams.parse({"prompt": "a cat", "size": "512x512", "steps": 2, "seed": 7} | changes)
+    values = {"prompt": "a cat", "size": "512x512", "steps": 2, "seed": 7, "prompt_expansion": False}
+    return GenerationParams.parse(values | changes)
 
 
 def draw(engine: Engine, **changes: object) -> tuple[Picture, ...]:

@@ -2,17 +2,22 @@
 
 import base64
 import json
+import re
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from fastapi import Request
 
 from zturbo.api.schemas import ImageRequest
 from zturbo.engine.progress import Progress
+from zturbo.expansion.expansion import Expansion
 from zturbo.pricing import CREDITS_PER_USD
 from zturbo.service import Delivered, Delivery
 from zturbo.storage.files import Files
+from zturbo.storage.records import Screening
+
+_HOST = re.compile(r"([\w.-]+|\[[0-9a-f:.]+\])(:\d{1,5})?", re.ASCII | re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,18 +54,38 @@ class Answer:
             "data": items,
             "images": items,
             "seed": params.seed,
-            "prompt": params.prompt,
-            "timings": {name: round(seconds, 4) for name, seconds in delivered.timings.items()},
-            "model_version": delivered.model_version,
+            # False where nothing was checked as well, as the published type is a list of booleans; `safety` tells.
+            "has_nsfw_concepts": [picture.flagged for picture in delivered.pictures],
+            **self._told(),
             "meta": {"usage": self._usage()},
         }
 
+    def _told(self) -> dict[str, Any]:
+        """What is said of the whole request, in the body and with each event."""
+        delivered = self.delivered
+        expansion = delivered.expansion
+        return {
+            "prompt": expansion.text if expansion else self.wanted.params.prompt,
+            **({"prompt_expansion": expansion.as_dict()} if expansion else {}),
+            **_safety(delivered),
+            "timings": {name: round(seconds, 4) for name, seconds in delivered.timings.items()},
+            "model_version": delivered.model_version,
+        }
+
     def events(self, request: Request) -> list[bytes]:
-        """One event for each picture."""
+        """One event for each picture. OpenAI's clients read base64 from it always, so an address comes beside it."""
         usage = self._usage()
-        tokens = {"total_tokens": usage["tokens_used"], "input_tokens": 0, "output_tokens": usage["tokens_used"]}
+        tokens = {"total_tokens": usage["tokens_used"], "input_tokens": 0, "output_tokens": usage["tokens_used"],
+                  "input_tokens_details": {"image_tokens": 0, "text_tokens": 0}}  # fmt: skip
         return [
-            event("completed", _described(self.wanted) | self._item(request, picture) | {"usage": usage | tokens})
+            event(
+                "completed",
+                _described(self.wanted)
+                | _base64(picture.data)
+                | self._item(request, picture)
+                | self._told()
+                | {"has_nsfw_concepts": [picture.flagged], "usage": usage | tokens},
+            )
             for picture in self.delivered.pictures
         ]
 
@@ -80,12 +105,17 @@ class Answer:
             "height": params.height,
             "content_type": f"image/{params.output_format}",
             "seed": picture.seed,
+            **self._revised(),
         }
+
+    def _revised(self) -> dict[str, str]:
+        """The prompt that was drawn, where it is another than the one received."""
+        expansion = self.delivered.expansion
+        return {"revised_prompt": expansion.text} if expansion and expansion.applied else {}
 
     def _url(self, request: Request, picture: Delivery) -> str:
         assert picture.name is not None, "a picture that is told by its address lies in the store"
-        path = request.app.url_path_for("file", name=picture.name)
-        return self.public_url + path if self.public_url else str(path.make_absolute_url(request.base_url))
+        return f"{self.public_url or base_of(request)}/files/b/{picture.name}"
 
     # --- kept for a repetition of the request --------------------------------------------------------------------
 
@@ -97,9 +127,11 @@ class Answer:
                 "created": self.created,
                 "credits": self.credits,
                 "seed": self.wanted.params.seed,
-                "pictures": [[picture.name, picture.seed] for picture in delivered.pictures],
+                "pictures": [[picture.name, picture.seed, picture.flagged] for picture in delivered.pictures],
                 "timings": delivered.timings,
                 "model_version": delivered.model_version,
+                "safety": asdict(delivered.safety) if delivered.safety else None,
+                "expansion": asdict(delivered.expansion) if delivered.expansion else None,
             }
         ).encode()
 
@@ -112,18 +144,31 @@ class Answer:
         """
         facts = json.loads(kept)
         pictures = []
-        for name, seed in facts["pictures"]:
+        for name, seed, flagged in facts["pictures"]:
             data = b""
-            if wanted.delivery == "b64_json":
+            if wanted.delivery == "b64_json" or wanted.stream:
                 with (await files.open(name)).stream as stream:
                     data = stream.read()
-            pictures.append(Delivery(data, seed, name))
-        delivered = Delivered(tuple(pictures), facts["timings"], facts["model_version"])
+            pictures.append(Delivery(data, seed, name, flagged))
+        safety = Screening(**facts["safety"]) if facts["safety"] else None
+        expansion = Expansion(**facts["expansion"]) if facts["expansion"] else None
+        delivered = Delivered(tuple(pictures), facts["timings"], facts["model_version"], safety, expansion)
         return cls(wanted.with_seed(facts["seed"]), delivered, facts["credits"], facts["created"], public_url)
 
 
+def base_of(request: Request) -> str:
+    """The address by which a client reached this server, without a path; the server's own where that is none."""
+    host = request.headers.get("host", "")
+    if not _HOST.fullmatch(host):
+        name, port = request.scope["server"]
+        host = f"{name}:{port}"
+    return f"{request.scope['scheme']}://{host}"
+
+
 def progress_event(progress: Progress) -> bytes:
-    """Our own event: how far the work is."""
+    """Our own event: how far the work is, and, when drawing begins, what became of the prompt."""
+    expansion = progress.expansion if progress.stage == "encode" else None
+    told = {"prompt": expansion.text, "prompt_expansion": expansion.as_dict()} if expansion else {}
     return event(
         "progress",
         {
@@ -132,6 +177,7 @@ def progress_event(progress: Progress) -> bytes:
             "images": progress.images,
             "step": progress.step,
             "steps": progress.steps,
+            **told,
         },
     )
 
@@ -145,6 +191,14 @@ def event(name: str, data: dict[str, Any]) -> bytes:
     """One server-sent event (https://html.spec.whatwg.org/multipage/server-sent-events.html)."""
     kind = f"image_generation.{name}"
     return f"event: {kind}\ndata: {json.dumps({'type': kind} | data)}\n\n".encode()
+
+
+def _safety(delivered: Delivered) -> dict[str, Any]:
+    """Our own member: which checker judged, and its scores in order; absent where nothing was checked."""
+    found = delivered.safety
+    if found is None:
+        return {}
+    return {"safety": {"checker": found.checker, "threshold": found.threshold, "scores": list(found.scores)}}
 
 
 def _base64(data: bytes) -> dict[str, str]:

@@ -9,13 +9,15 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
-from zturbo import __version__
-from zturbo.api import errors, images, models, monitoring, pictures
+from zturbo.api import errors, images, keys, models, monitoring, openapi, pictures, usage, web
 from zturbo.api.identity import EXPOSED, RequestIds
+from zturbo.api.operations import OPERATIONS
 from zturbo.api.schemas import model_names
+from zturbo.api.sessions import LocalSessions
 from zturbo.config import Config
 from zturbo.engine.worker import Worker
 from zturbo.errors import StorageError
+from zturbo.expansion.endpoint import ChatEndpoint
 from zturbo.keys import first_key
 from zturbo.metrics import Metrics
 from zturbo.provenance import open_signer
@@ -24,6 +26,7 @@ from zturbo.service import Service
 from zturbo.storage.embedded import Storage, now_ms
 from zturbo.storage.records import DAY_MS
 
+PARTS = (images, keys, models, monitoring, openapi, pictures, usage, web)
 SETTLE_EVERY_S = 5.0
 SWEEP_EVERY_S = 3600.0
 
@@ -52,7 +55,8 @@ def create_app(
         try:
             if made := await first_key(storage.records.keys, config.api_key, now_ms()):
                 show_key(made)
-            service = Service(worker, storage, config.metadata, config.request_timeout_s, metrics, signer)
+            endpoint = ChatEndpoint.configured(config) if config.expansion_provider == "endpoint" else None
+            service = Service(worker, storage, config.metadata, config.request_timeout_s, metrics, signer, endpoint)
             app.state.service = service
             worker.start()
             async with _chores(service, config.retention_days):
@@ -63,13 +67,16 @@ def create_app(
         finally:
             await storage.close()
 
-    app = FastAPI(title="zturbo", version=__version__, lifespan=life, redirect_slashes=False)
+    app = FastAPI(lifespan=life, redirect_slashes=False, openapi_url=None)  # openapi.py answers in its place
     app.state.config = config
     app.state.models = model_names(config.model_aliases)
+    app.state.managing = asyncio.Lock()  # changes of keys take turns
     app.state.rates = KeyRates(config.rate_limit, config.concurrency_limit)
+    # Behind a proxy anybody is local.
+    app.state.sessions = LocalSessions(config.host, enabled=config.local_sessions and not config.public_url)
     errors.install(app)
-    for part in (images, models, monitoring, pictures):
-        app.include_router(part.router)
+    app.router.routes[:] = app.state.routes = [route for part in PARTS for route in part.router.routes]
+    openapi.publish(app, OPERATIONS)
     app.add_middleware(
         CORSMiddleware, allow_origins=["*"], allow_methods=["*"], allow_headers=["*"], expose_headers=list(EXPOSED)
     )

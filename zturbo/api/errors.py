@@ -12,8 +12,10 @@ from typing import Any
 from fastapi import FastAPI, Request
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
+from starlette.routing import Route
 
 from zturbo.errors import InsufficientCredits, InvalidInput, Problem, ZTurboError
+from zturbo.params import shown
 
 TYPES = {400: "invalid_request_error", 401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 KINDS = {InsufficientCredits.code: "err_insufficent_credits"}  # the published API's spelling
@@ -85,7 +87,8 @@ def _rendered(request: Request, error: Exception) -> tuple[int, dict[str, str], 
     headers: dict[str, str] = {}
     if isinstance(error, InvalidInput):
         status, code, problems = error.status, error.code, error.problems
-        message = f"Body validation error\n{error.message}"
+        part = "Query" if request.method in ("GET", "HEAD") else "Body"
+        message = f"{part} validation error\n{error.message}"
     elif isinstance(error, ZTurboError):
         status, code, message = error.status, error.code, str(error)
         if error.retry_after_s is not None:
@@ -94,12 +97,24 @@ def _rendered(request: Request, error: Exception) -> tuple[int, dict[str, str], 
         status, message = error.status_code, str(error.detail)
         code = CODES.get(status, "bad_request")
         headers |= dict(error.headers or {})
+        if status == 405:
+            headers["allow"] = ", ".join(_allowed(request))
+            message = f"{shown(request.url.path)} takes {headers['allow']}; got {request.method}"
+        elif message == HTTPStatus.NOT_FOUND.phrase:
+            message = f"there is nothing at {shown(request.url.path)}; /docs lists what there is"
     else:
         status, code, message = 500, "internal_error", "internal error: the server's log has the details"
     if status >= 500 and "retry-after" not in headers:
         headers["x-should-retry"] = "false"  # the official OpenAI clients obey it
     request_id = request.scope["state"]["request_id"]
     return status, headers, error_body(status, message, code, request.url.path, request_id, problems)
+
+
+def _allowed(request: Request) -> list[str]:
+    """The methods of all routes of a path; the framework names those of the first one only."""
+    routes: list[Route] = request.app.state.routes
+    found = (route.methods or () for route in routes if route.path_regex.match(request.url.path))
+    return sorted({method for methods in found for method in methods})
 
 
 def install(app: FastAPI) -> None:

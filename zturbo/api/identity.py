@@ -10,9 +10,11 @@ import time
 
 from fastapi import Request
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from zturbo.api.errors import respond
+from zturbo.api.sessions import LocalSessions
 from zturbo.errors import Forbidden, Unauthorized
 from zturbo.keys import allows, check
 from zturbo.metrics import Metrics
@@ -20,6 +22,8 @@ from zturbo.service import Service
 from zturbo.storage.embedded import now_ms
 from zturbo.storage.records import Key
 
+CLIENT_CLOSED = 499
+"""The status of an answer that nobody reads, because the client is gone."""
 CLIENT_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 EXPOSED = ("x-request-id", "x-inference-id", "x-client-request-id", "x-aimlapi-credits-used", "x-aimlapi-usd-spent",
            "retry-after", "x-should-retry", "idempotent-replayed")  # fmt: skip
@@ -61,6 +65,8 @@ class RequestIds:
 
         try:
             await self.app(scope, receive, tagged)
+        except ClientDisconnect:  # while its body was being read: nobody is left to answer
+            status = CLIENT_CLOSED
         except Exception as error:
             log.exception("crashed", extra={"request_id": request_id, "path": scope["path"]})
             if status:
@@ -83,22 +89,33 @@ def client_id_of(headers: Headers) -> str | None:
     return client_id if CLIENT_ID.fullmatch(client_id) else None
 
 
+async def authenticate(request: Request) -> Key:
+    """The key that a request carries.
+
+    Raises:
+        Unauthorized: no key, or none that works.
+        StorageError: the keys cannot be read.
+    """
+    service: Service = request.app.state.service
+    sessions: LocalSessions = request.app.state.sessions
+    scheme, _, given = request.headers.get("authorization", "").partition(" ")
+    if scheme.lower() != "bearer":
+        raise Unauthorized(f"{INVALID_KEY}. Send it as the header `Authorization: Bearer <key>`.")
+    key = sessions.key_of(given.strip()) or await check(service.records.keys, given.strip(), now_ms())
+    if isinstance(key, str):
+        raise Unauthorized(f"{INVALID_KEY}. {REASONS[key]}", "`zturbo keys list` shows the keys there are")
+    request.scope["state"]["key"] = key.prefix
+    return key
+
+
 async def authorize(request: Request, scope: str) -> Key:
     """The key that a request carries, allowed to do what a scope stands for.
 
     Raises:
-        Unauthorized: no key, or none that works.
+        Unauthorized, StorageError: as `authenticate`.
         Forbidden: it lacks the scope.
-        StorageError: the keys cannot be read.
     """
-    service: Service = request.app.state.service
-    scheme, _, given = request.headers.get("authorization", "").partition(" ")
-    if scheme.lower() != "bearer":
-        raise Unauthorized(f"{INVALID_KEY}. Send it as the header `Authorization: Bearer <key>`.")
-    key = await check(service.records.keys, given.strip(), now_ms())
-    if isinstance(key, str):
-        raise Unauthorized(f"{INVALID_KEY}. {REASONS[key]}", "`zturbo keys list` shows the keys there are")
-    request.scope["state"]["key"] = key.prefix
+    key = await authenticate(request)
     if not allows(key, scope):
         raise Forbidden(f"this key lacks the scope {scope}", "use another key, or let its owner change it")
     return key

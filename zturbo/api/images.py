@@ -2,23 +2,26 @@
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
 from contextlib import AsyncExitStack, aclosing
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from fastapi import APIRouter, Request
+from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from zturbo.api.answers import Answer, event, preview_event, progress_event
 from zturbo.api.errors import error_of
-from zturbo.api.identity import authorize, client_id_of
+from zturbo.api.identity import CLIENT_CLOSED, authorize, client_id_of
 from zturbo.api.repeats import REPLAYED, Repetition, reserve
 from zturbo.api.schemas import ImageRequest, read_json_object
+from zturbo.api.sessions import origin_of
 from zturbo.config import Config
-from zturbo.errors import InvalidInput, Problem, TooLarge, WrongMediaType, ZTurboError
+from zturbo.errors import Cancelled, InvalidInput, Problem, TooLarge, WrongMediaType, ZTurboError
+from zturbo.keys import allows
 from zturbo.pictures import encode
 from zturbo.pricing import credits_of
 from zturbo.service import Delivered, Order, Service
@@ -28,28 +31,27 @@ from zturbo.storage.records import Key
 
 BODY_TIMEOUT_S = 10
 MAX_BODY_BYTES = 1 << 20
-CLIENT_CLOSED = 499
+Result = TypeVar("Result")
+PATHS = ("/v1/images/generations", "/v1/images/generations/", "/images/generations", "/images/generations/")
+"""The published path first, then those that clients use as well."""
 
 router = APIRouter()
 
 
-@router.post("/v1/images/generations")
-@router.post("/v1/images/generations/", include_in_schema=False)
-@router.post("/images/generations", include_in_schema=False)
-@router.post("/images/generations/", include_in_schema=False)
 async def generate_images(request: Request) -> Response:
     """Draw pictures."""
     key = await authorize(request, "model:image")
     service: Service = request.app.state.service
     row = _row(request, key)
-    async with (
-        AsyncExitStack() as held
-    ):  # what the request holds until its answer is sent: its rate, its Idempotency-Key
+    async with AsyncExitStack() as held:  # what the request has until its answer is sent: its rate, Idempotency-Key
         try:
             held.enter_context(request.app.state.rates.taking(key.prefix))
             body = await read_body(request)
             wanted = ImageRequest.parse(body, request.app.state.models)
             repetition = await reserve(request, body, key.prefix, service.records.idempotency)
+        except ClientDisconnect:
+            await service.reject(row, Cancelled("the client went away before its request was whole"))
+            raise
         except ZTurboError as error:
             await service.reject(row, error)
             raise
@@ -62,9 +64,15 @@ async def generate_images(request: Request) -> Response:
             return await _whole(job)
         events = _events(job)
         held.push_async_callback(events.aclose)
-        first = await anext(events)  # what is refused at the door is an error, not a stream
+        first = await _unless_left(request, anext(events))  # what is refused at the door is an error, not a stream
+        if first is None:
+            return Response(status_code=CLIENT_CLOSED)
         return EventStream(_chained(first, events), held.pop_all())
     raise AssertionError("unreachable: every way out of the block returns or raises")
+
+
+for path in PATHS:  # plain routes: the framework's dependencies and models would only cost time here
+    router.add_route(path, generate_images, ["POST"], include_in_schema=path == PATHS[0])
 
 
 class EventStream(StreamingResponse):
@@ -99,7 +107,9 @@ class Job:
             credits=self.credits,
             limit=key.limit,
             store=wanted.delivery == "url" or repetition is not None,
+            progress=wanted.stream,
             previews=wanted.partial_images if wanted.stream else 0,
+            may_switch_off=allows(key, "safety:off"),
             answer=partial(self._kept, repetition) if repetition is not None else None,
         )  # fmt: skip
 
@@ -141,6 +151,7 @@ def _row(request: Request, key: Key) -> records.Request:
         request_id=request_id,
         inference_id=request_id,
         created_ms=now_ms(),
+        origin=origin_of(key),
         key=key.prefix,
         client_request_id=client_id_of(request.headers),
     )
@@ -148,17 +159,23 @@ def _row(request: Request, key: Key) -> records.Request:
 
 async def _whole(job: Job) -> Response:
     """The answer as one body, unless the client goes away first."""
-    drawing, leaving = asyncio.ensure_future(_draw(job)), asyncio.ensure_future(_left(job.request))
+    delivered = await _unless_left(job.request, _draw(job))
+    if delivered is None:
+        return Response(status_code=CLIENT_CLOSED)
+    answer = job.answer(delivered)
+    return JSONResponse(answer.body(job.request), headers=answer.headers())
+
+
+async def _unless_left(request: Request, work: Awaitable[Result]) -> Result | None:
+    """What some work returns; None where the client goes away first, and then the work is cancelled."""
+    working, leaving = asyncio.ensure_future(work), asyncio.ensure_future(_left(request))
     try:
-        await asyncio.wait((drawing, leaving), return_when=asyncio.FIRST_COMPLETED)
-        if not drawing.done():
-            return Response(status_code=CLIENT_CLOSED)  # nobody reads it; cancelling `drawing` frees the engine
-        answer = job.answer(await drawing)
-        return JSONResponse(answer.body(job.request), headers=answer.headers())
+        await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
+        return await working if working.done() else None
     finally:
-        drawing.cancel()
+        working.cancel()
         leaving.cancel()
-        await asyncio.wait((drawing, leaving))
+        await asyncio.wait((working, leaving))
 
 
 async def _replayed(request: Request, wanted: ImageRequest, first: bytes) -> Response:

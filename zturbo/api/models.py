@@ -8,16 +8,27 @@ from fastapi import APIRouter, HTTPException, Request
 from starlette.responses import JSONResponse, Response
 
 from zturbo.api.schemas import MODEL
+from zturbo.engine.worker import Worker
+from zturbo.safety.checker import described as checker_facts
 
 router = APIRouter()
 
 
 def described(request: Request) -> dict[str, Any]:
     """The one model that is served; its real name and version once it is loaded."""
-    engine = request.app.state.service.worker.engine
+    worker: Worker = request.app.state.service.worker
+    engine = worker.engine
+    checker = {"name": "still loading"} if engine is None else checker_facts(worker.safety.checker)
     description = "still loading" if engine is None else engine.model.description
     tags = [] if engine is None else [engine.model.version, *(["embedded", "small"] if engine.model.is_nano else [])]
-    info = {"name": "z-image-turbo", "developer": "Alibaba Cloud", "description": description}
+    info = {
+        "name": "z-image-turbo",
+        "developer": "Alibaba Cloud",
+        "description": description,
+        "safety_checker": checker,
+        "prompt_guard": {"name": worker.safety.guard.name if worker.safety.guard else "none"},
+        "prompt_expansion": {"provider": request.app.state.service.expander},
+    }
     return {
         "id": MODEL,
         "object": "model",

@@ -2,11 +2,14 @@
 
 from typing import Any
 
-from fastapi import APIRouter, HTTPException, Request
+from fastapi import APIRouter, Request
 from starlette.responses import Response
 
+from zturbo.errors import Busy
 from zturbo.metrics import CONTENT_TYPE
 from zturbo.service import Service
+
+READY_RETRY_S = 1
 
 router = APIRouter()
 
@@ -22,7 +25,7 @@ async def ready(request: Request) -> dict[str, Any]:
     """The model is loaded and warm, and requests are taken; else a 503 with the reason."""
     service: Service = request.app.state.service
     if service.worker.queue.refusal is not None:
-        raise HTTPException(503, service.worker.queue.refusal, {"retry-after": "1"})
+        raise Busy(service.worker.queue.refusal, READY_RETRY_S)
     return {"status": "ready", "waiting": len(service.worker.queue)}
 
 

@@ -20,7 +20,9 @@ from zturbo.storage.records import DAY_MS, Answer, Idempotency
 HEADER = "idempotency-key"
 REPLAYED = {"idempotent-replayed": "true"}
 RETRY_S = 1
-_KEY = re.compile(r"[!-~]([ -~]{0,253}[!-~])?", re.ASCII)
+KEY_PATTERN = "^[!-~]([ -~]{0,253}[!-~])?$"
+"""1 to 255 visible ASCII characters, spaces inside."""
+_KEY = re.compile(KEY_PATTERN)
 
 
 @dataclass(frozen=True, slots=True)

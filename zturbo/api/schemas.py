@@ -12,7 +12,7 @@ from types import MappingProxyType
 from typing import Any
 
 from zturbo.errors import InvalidInput, Problem
-from zturbo.params import MAX_SIDE, GenerationParams, nearest_side, shown
+from zturbo.params import MAX_SIDE, MEMBERS, GenerationParams, nearest_side, shown
 
 MODEL = "alibaba/z-image-turbo"
 MODELS = (MODEL, f"aimlapi/{MODEL}")
@@ -45,7 +45,10 @@ def model_names(aliases: str) -> tuple[str, ...]:
     return (*MODELS, *(name.strip() for name in aliases.split(",") if name.strip()))
 
 
-_LENIENT_SIZE = re.compile(r"\s*(\d{1,6})\s*[xX*]\s*(\d{1,6})\s*", re.ASCII)
+SIZE_PATTERN = "^(auto| *([0-9]{1,6}) *[xX*] *([0-9]{1,6}) *)$"
+"""OpenAI's `size`, as it is read here."""
+_LENIENT_SIZE = re.compile(SIZE_PATTERN)
+_READERS = {member.name: member.read for member in MEMBERS}
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,11 +78,7 @@ class ImageRequest:
         model = _model(sent, models, problems)
         delivery = _delivery(sent, "b64_json" if model.startswith(BASE64_MODELS) else "url", problems)
         stream, partial_images = _streaming(sent, problems)
-        values = {ours: sent[wire] for ours, wire in NAMES.items() if wire in sent}
-        if "num_images" not in values and "n" in sent:
-            values["num_images"] = sent["n"]
-        if "size" not in values and "size" in sent:
-            values["size"] = _lenient_size(sent["size"], problems)
+        values = _aliases(sent, problems) | {ours: sent[wire] for ours, wire in NAMES.items() if wire in sent}
         try:
             params = GenerationParams.parse(values, NAMES)
         except InvalidInput as error:
@@ -110,10 +109,11 @@ def _no_constant(name: str) -> None:
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    members = dict(pairs)
-    if len(members) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"the member {shown(next(name for name in names if names.count(name) > 1))} comes twice")
+    members: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in members:
+            raise ValueError(f"the member {shown(name)} comes twice")
+        members[name] = value
     return members
 
 
@@ -147,14 +147,27 @@ def _streaming(sent: Mapping[str, Any], problems: list[Problem]) -> tuple[bool, 
     return stream is True, partial
 
 
+def _aliases(sent: Mapping[str, Any], problems: list[Problem]) -> dict[str, object]:
+    """Members by the names of OpenAI's clients. They are checked even where the native member wins."""
+    values: dict[str, object] = {}
+    if "n" in sent:
+        try:
+            values["num_images"] = _READERS["num_images"](sent["n"], ("n",))
+        except InvalidInput as error:
+            problems += error.problems
+    if "size" in sent:
+        values["size"] = _lenient_size(sent["size"], problems)
+    return values
+
+
 def _lenient_size(size: object, problems: list[Problem]) -> object:
     """OpenAI's `size`: "auto", or "WxH" brought to the nearest size that can be drawn."""
     if size == "auto":
         return None
-    match = _LENIENT_SIZE.fullmatch(size) if isinstance(size, str) else None
+    match = _LENIENT_SIZE.match(size) if isinstance(size, str) else None
     if match is None:
         message = f'must be "auto" or "WIDTHxHEIGHT"; got {shown(size)}'
         problems.append(Problem(("size",), message, size, "nearest valid value: 1024x768"))
         return None
-    width, height = (nearest_side(min(int(side), 2 * MAX_SIDE)) for side in match.groups())
+    width, height = (nearest_side(min(int(side), 2 * MAX_SIDE)) for side in match.groups()[1:])
     return {"width": width, "height": height}

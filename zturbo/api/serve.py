@@ -5,7 +5,12 @@ the worker again should it die. Settings reach the worker through the environmen
 """
 
 import os
+import signal
+import socket
 import sys
+import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,18 +20,32 @@ from zturbo import logs
 from zturbo.api.app import create_app
 from zturbo.config import CONFIG_VARIABLE, SETTINGS, Config, load_config
 from zturbo.engine.queue import AdmissionQueue
-from zturbo.engine.worker import Worker
+from zturbo.engine.worker import Draws, Worker
+from zturbo.errors import ConfigError
 from zturbo.storage.embedded import open_storage
+
+ORPHAN_POLL_S = 0.5
 
 if TYPE_CHECKING:
     from zturbo.engine.engine import Engine
+    from zturbo.safety.checker import Safety
 
 
 def make_app() -> FastAPI:
     """The application as the environment's settings ask; called in the worker process."""
+    return make_app_of(_load)
+
+
+def make_app_of(load: Callable[[Config], Draws]) -> FastAPI:
+    """The application as the environment's settings ask, round an engine of the caller's.
+
+    Args:
+        load: makes the engine, on the worker's thread.
+    """
     config = load_config()
     logs.set_up(config.log_format)
-    worker = Worker(AdmissionQueue(config.queue_limit), lambda: _load(config))
+    threading.Thread(target=_end_with, args=(os.getppid(),), name="orphan", daemon=True).start()
+    worker = Worker(AdmissionQueue(config.queue_limit), lambda: load(config), lambda: _load_safety(config))
     return create_app(worker, lambda: open_storage(config), config, _show_key)
 
 
@@ -39,6 +58,39 @@ def _load(config: Config) -> "Engine":
     return engine
 
 
+def _load_safety(config: Config) -> "Safety":
+    """Load what judges pictures; on the worker's thread as well."""
+    from zturbo.safety.load import load_safety
+
+    safety = load_safety(config)
+    _say(safety.row())
+    return safety
+
+
+def _probe(host: str, port: int) -> None:
+    """Find out whether an address is free. Granian would share a port with another server, and nobody would notice.
+
+    Raises:
+        ConfigError: it is taken, or is no address of this computer.
+    """
+    try:
+        family, kind, number, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, number) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # connections that just ended do not count
+            probe.bind(address)
+    except OSError as error:
+        raise ConfigError(
+            f"cannot listen on {host}:{port}: {error.strerror or error}", "choose another --port, or stop what has it"
+        ) from error
+
+
+def _end_with(supervisor: int) -> None:
+    """Stop this process once its supervisor was killed: an orphan would keep the port and the data folder."""
+    while os.getppid() == supervisor:
+        time.sleep(ORPHAN_POLL_S)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
 def _show_key(text: str) -> None:
     _say(f"key: {text}\n     It is kept as a hash and not shown again; `zturbo keys create` makes another.")
 
@@ -47,18 +99,29 @@ def _say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def run(config: Config, config_file: Path | None) -> None:
-    """Serve until SIGTERM or SIGINT: then refuse what comes, finish what runs, and return."""
+def run(config: Config, config_file: Path | None, factory: str = "zturbo.api.serve:make_app") -> None:
+    """Serve until SIGTERM or SIGINT: then refuse what comes, finish what runs, and return.
+
+    Args:
+        config_file: where the settings were read from, for the worker to read it as well.
+        factory: "module:function" that makes the application in the worker process.
+
+    Raises:
+        ConfigError: the address cannot be listened on, as when another server has it.
+    """
     from granian import Granian
     from granian.constants import Interfaces
 
+    _probe(config.host, config.port)
     if config_file is not None:
         os.environ[CONFIG_VARIABLE] = str(config_file)
     for setting in SETTINGS:  # the worker reads the same settings, wherever they came from
         os.environ[setting.variable] = str(getattr(config, setting.name))
-    _say(f"zturbo serves {config.model} at http://{config.host}:{config.port}/v1/images/generations")
+    host = f"[{config.host}]" if ":" in config.host else config.host
+    address = f"http://{host}:{config.port}"
+    _say(f"zturbo serves {config.model} at {address}/v1/images/generations\nplayground: {address}/")
     Granian(
-        "zturbo.api.serve:make_app",
+        factory,
         factory=True,
         address=config.host,
         port=config.port,

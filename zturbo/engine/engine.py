@@ -26,6 +26,7 @@ from zturbo.engine.pipeline import Pipeline
 from zturbo.engine.plan import DTYPES, GIB, ModelSize, Plan, Wish, choose_plan
 from zturbo.engine.progress import Picture, Progress
 from zturbo.engine.tokenizer import PromptTokenizer
+from zturbo.engine.writing import Writer, open_writer
 from zturbo.errors import Cancelled, DoesNotFit, InvalidInput, Problem, WeightsError, WeightsNotFound, ZTurboError
 from zturbo.models.text_encoder import Qwen3
 from zturbo.models.transformer import ZImageTransformer
@@ -46,6 +47,7 @@ class LoadOptions:
 
     loras: adapter files with the scale of each, merged in this order.
     text_encoder, vae: files or folders that replace the model's own, or complete a single file.
+    expansion: whether the engine expands the prompts of requests that ask for it.
     """
 
     device: str = "auto"
@@ -55,6 +57,7 @@ class LoadOptions:
     loras: tuple[tuple[Path, float], ...] = ()
     text_encoder: Path | None = None
     vae: Path | None = None
+    expansion: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,12 +74,20 @@ class ModelInfo:
 class Engine:
     """One loaded model on one device."""
 
-    features: frozenset[str] = frozenset()
-    """What this engine can do beside drawing: "prompt_expansion", "safety_checker"."""
+    features: frozenset[str] = frozenset({"prompt_expansion"})
+    """What this engine can do beside drawing: "prompt_expansion"."""
 
-    def __init__(self, pipeline: Pipeline, model: ModelInfo, machine: Machine, plan: Plan, acceleration: str) -> None:
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        model: ModelInfo,
+        machine: Machine,
+        plan: Plan,
+        acceleration: str,
+        writer: Writer | None = None,
+    ) -> None:
         self.pipeline, self.model, self.machine, self.plan = pipeline, model, machine, plan
-        self.acceleration = acceleration
+        self.acceleration, self.writer = acceleration, writer
 
     @classmethod
     def load(
@@ -105,7 +116,8 @@ class Engine:
         description = known.description if known else checkpoint.kind
         adapters = "".join(f"+{file_digest(file)[:8]}*{scale:g}" for file, scale in options.loras)
         info = ModelInfo(name, f"{name}@{checkpoint.version}{adapters}", path, known is NANO, description)
-        return cls(pipeline, info, machine, plan, accelerate(pipeline, options.acceleration))
+        level = accelerate(pipeline, options.acceleration)
+        return cls(pipeline, info, machine, plan, level, _writer(checkpoint, pipeline, plan, info, options))
 
     @classmethod
     def load_configured(
@@ -119,6 +131,7 @@ class Engine:
             dtype=config.dtype,
             quantization=cast(Wish, config.quantization),  # the settings' table allows nothing else
             acceleration=config.acceleration,
+            expansion=config.expansion_provider == "local",
             **parts,
         )
         return cls.load(config.model, options, report)
@@ -130,7 +143,7 @@ class Engine:
 
         Args:
             params: validated.
-            cancelled: asked after each step.
+            cancelled: asked after each step, and before each token while the prompt is expanded.
             previews: how many steps of each picture carry a preview, spread evenly before the last one.
 
         Yields:
@@ -153,8 +166,13 @@ class Engine:
         clock = _Clock()
         images, steps = params.num_images, params.steps
         shown = preview_steps(steps, previews)
-        yield Progress("encode", 0, images, 0, steps)
-        caption = self.pipeline.caption(params.prompt)
+        expansion = None
+        if params.prompt_expansion and self.writer is not None:
+            yield Progress("expand", 0, images, 0, steps)
+            expansion = self.writer.expand(params.prompt, cancelled)
+            clock.stop("expand")
+        yield Progress("encode", 0, images, 0, steps, expansion=expansion)
+        caption = self.pipeline.caption(expansion.text if expansion else params.prompt)
         clock.stop("encode")
         _stop_if(cancelled)
         pictures = []
@@ -170,9 +188,9 @@ class Engine:
             yield Progress("decode", image, images, steps, steps)
             pictures.append(Picture(self.pipeline.decode(step.latents), seed))
             clock.stop("decode")
-            yield Progress("drawn", image, images, steps, steps, None, (pictures[-1],))
+            yield Progress("drawn", image, images, steps, steps, None, (pictures[-1],), expansion=expansion)
             _stop_if(cancelled)
-        yield Progress("done", images - 1, images, steps, steps, None, tuple(pictures), clock.timings())
+        yield Progress("done", images - 1, images, steps, steps, None, tuple(pictures), clock.timings(), expansion)
 
     def block(self) -> str:
         """The start-up block: what runs, how, and why, a line each."""
@@ -185,10 +203,22 @@ class Engine:
             "text encoder": f"{plan.text_encoder_dtype}, {plan.text_encoder_placement}",
             "vae": f"{plan.vae_dtype}, {f'in tiles of {plan.tile} pixels' if plan.tile else 'whole pictures'}",
             "attention": plan.attention,
+            "expansion": "by the text encoder" if self.writer else "not here",
             "acceleration": self.acceleration,
             "memory": f"at most {plan.device_bytes / GIB:.1f} GiB",
         }
         return "\n".join(f"{name:>12}  {value}" for name, value in rows.items())
+
+
+def _writer(
+    checkpoint: Checkpoint, pipeline: Pipeline, plan: Plan, model: ModelInfo, options: LoadOptions
+) -> Writer | None:
+    """What expands prompts, where the options want it and the language model can."""
+    if not options.expansion:
+        return None
+    assert checkpoint.tokenizer is not None
+    folder = checkpoint.tokenizer.parent.parent  # of the language model, wherever the transformer came from
+    return open_writer(pipeline, folder, model.version, plan.text_encoder_placement == "streamed")
 
 
 def preview_steps(steps: int, previews: int) -> frozenset[int]:

@@ -3,12 +3,14 @@
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
+from zturbo.expansion.expansion import Expansion
+
 if TYPE_CHECKING:
     import numpy as np
 
     Pixels = np.ndarray[tuple[int, int, int], np.dtype[np.uint8]]
 
-Stage = Literal["encode", "denoise", "decode", "drawn", "done"]
+Stage = Literal["expand", "encode", "denoise", "decode", "drawn", "done"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +28,7 @@ class Progress:
     preview: the picture as the network expects it at this step, where one was asked for.
     pictures: with the stage "drawn" the picture just finished, with "done" all of them.
     timings: only with "done"; seconds by stage, and "total".
+    expansion: with "encode", "drawn" and "done" what became of the prompt, where expansion was asked of the engine.
     """
 
     stage: Stage
@@ -36,3 +39,4 @@ class Progress:
     preview: "Pixels | None" = None
     pictures: tuple[Picture, ...] = ()
     timings: dict[str, float] = field(default_factory=dict)
+    expansion: Expansion | None = None

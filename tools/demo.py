@@ -1,0 +1,89 @@
+"""The whole of it in one run: start the server, send the published example request, save the picture, stop.
+
+    python tools/demo.py [output/t-rex.png]
+
+Needs nothing but the installed package: the server keeps its records and files in a temporary folder.
+"""
+
+import json
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+EXAMPLE = {
+    "model": "alibaba/z-image-turbo",
+    "prompt": "A T-Rex relaxing on a beach, lying on a sun lounger and wearing sunglasses.",
+    "image_size": {"width": 1440, "height": 512},
+}
+READY_S = 120
+ANSWER_S = 300
+
+
+def main() -> None:
+    target = Path(sys.argv[1] if len(sys.argv) > 1 else "output/t-rex.png")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="zturbo-demo-") as folder, serving(Path(folder)) as (address, key):
+        request = urllib.request.Request(
+            f"{address}/v1/images/generations",
+            json.dumps(EXAMPLE).encode(),
+            {"authorization": f"Bearer {key}", "content-type": "application/json"},
+        )
+        with urllib.request.urlopen(request, timeout=ANSWER_S) as answer:
+            found = json.load(answer)
+        print(json.dumps(found, indent=2, ensure_ascii=False))
+        with urllib.request.urlopen(found["data"][0]["url"], timeout=ANSWER_S) as picture:
+            target.write_bytes(picture.read())
+    print(target)
+
+
+@contextmanager
+def serving(folder: Path) -> Iterator[tuple[str, str]]:
+    """A server on a free port, ready to draw: its address and a key. Its log is shown where it fails."""
+    port, key, log = free_port(), secrets.token_hex(16), folder / "server.log"
+    environment = os.environ | {"ZTURBO_API_KEY": key, "ZTURBO_DATA_DIR": str(folder / "data")}
+    command = [sys.executable, "-m", "zturbo", "serve", "--port", str(port)]
+    with log.open("wb") as output:
+        server = subprocess.Popen(command, env=environment, stdout=output, stderr=output)
+    address = f"http://127.0.0.1:{port}"
+    try:
+        print(f"zturbo serves at {address}; loading the model", file=sys.stderr)
+        wait_until_ready(address, server, log)
+        yield address, key
+    finally:
+        server.send_signal(signal.SIGTERM)
+        server.wait(60)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def wait_until_ready(address: str, server: "subprocess.Popen[bytes]", log: Path) -> None:
+    """Wait for /readyz; a server that ends or never gets ready is told with its reason and its log."""
+    deadline, reason = time.monotonic() + READY_S, "it does not answer"
+    while time.monotonic() < deadline and server.poll() is None:
+        try:
+            with urllib.request.urlopen(f"{address}/readyz", timeout=5):
+                return
+        except urllib.error.HTTPError as error:
+            reason = json.load(error)["message"]
+        except (urllib.error.URLError, TimeoutError):
+            pass
+        time.sleep(0.1)
+    sys.exit(f"the server did not get ready: {reason}\n{log.read_text(errors='replace')}")
+
+
+if __name__ == "__main__":
+    main()
