@@ -6,6 +6,7 @@ bf16 safetensors under the published names; no file over 16 MB (larger component
 """
 
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+import zturbo
 from nano.config import Folders, Profile
 from nano.language import config_of
 from nano.sheet import load_painter
@@ -23,6 +25,8 @@ from nano.transformer import SHIFT, transformer_config
 from nano.vae import vae_config
 from zturbo.weights.names import NameTable, text_encoder_names, transformer_names, vae_names
 
+EXPANSION = Path(zturbo.__file__).parent / "embedded" / "nano" / "expansion.json"
+"""How the language model was trained to expand prompts, for every model of this recipe."""
 FILE_LIMIT_BYTES = 16_000_000
 DIFFUSERS_VERSION = "0.36.0"
 
@@ -95,6 +99,8 @@ def export(profile: Profile, folders: Folders, output: Path) -> None:
     painter = load_painter(profile, folders)
     output.mkdir(parents=True, exist_ok=True)
     _write_json(output / "model_index.json", MODEL_INDEX)
+    if not (output / EXPANSION.name).exists():
+        shutil.copy(EXPANSION, output)
     (output / "scheduler").mkdir(exist_ok=True)
     _write_json(output / "scheduler" / "scheduler_config.json", SCHEDULER)
     (output / "tokenizer").mkdir(exist_ok=True)

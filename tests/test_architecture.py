@@ -12,7 +12,8 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "zturbo"
 SOURCES = sorted(PACKAGE.rglob("*.py"))
-LIGHT = ("service.py", "keys.py", "quantities.py", "reports.py", "pricing.py", "engine/queue.py", "engine/worker.py",
+LIGHT = ("service.py", "keys.py", "quantities.py", "reports.py", "pricing.py", "engine/queue.py", "engine/fairness.py",
+         "engine/worker.py",
          "engine/progress.py", "storage/*.py", "expansion/*.py",
          "api/sessions.py", "api/web.py",
          "safety/checker.py", "safety/load.py", "safety/open_nsfw.py", "safety/prompts.py")  # fmt: skip

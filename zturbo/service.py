@@ -178,7 +178,7 @@ class Service:
             work.expansion = await self._asked(order.params)
             asked = time.perf_counter() - asking
             drawn = work.expansion.applied_to(order.params) if work.expansion else order.params
-            work.ticket = self.worker.queue.admit(drawn, events.publish, order.previews)
+            work.ticket = self.worker.queue.admit(drawn, events.publish, order.previews, order.request.key or "")
             checker = self._checker_of(order)
             progress = None
             while progress is None or progress.stage != "done":
@@ -428,7 +428,7 @@ class _Events:
         self._timeout_s, self._deadline = timeout_s, self._loop.time() + timeout_s
 
     def publish(self, event: Any) -> None:
-        """Called on the engine's thread."""
+        """Called from any thread: a place in the queue is told by whoever changes it."""
         needed = self._progress or isinstance(event, BaseException) or event.stage == "done" or event.expansion
         if needed and not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._queue.put_nowait, event)

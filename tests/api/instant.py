@@ -33,6 +33,7 @@ class Instant:
     max_side: int = MAX_SIDE
     draws: int = 0
     steps_drawn: int = 0
+    lanes: int = 1
 
     def draw(
         self, params: GenerationParams, cancelled: Callable[[], bool] = lambda: False, previews: int = 0

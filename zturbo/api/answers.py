@@ -7,7 +7,7 @@ import time
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from fastapi import Request
+from starlette.requests import Request
 
 from zturbo.api.schemas import ImageRequest
 from zturbo.engine.progress import Progress
@@ -168,7 +168,13 @@ def base_of(request: Request) -> str:
 def progress_event(progress: Progress) -> bytes:
     """Our own event: how far the work is, and, when drawing begins, what became of the prompt."""
     expansion = progress.expansion if progress.stage == "encode" else None
-    told = {"prompt": expansion.text, "prompt_expansion": expansion.as_dict()} if expansion else {}
+    told: dict[str, Any] = {}
+    if expansion is not None:
+        told = {"prompt": expansion.text, "prompt_expansion": expansion.as_dict()}
+    if progress.position is not None:
+        told["position"] = progress.position
+    if progress.expected_s is not None:
+        told["expected_s"] = round(progress.expected_s, 1)
     return event(
         "progress",
         {

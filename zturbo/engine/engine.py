@@ -20,14 +20,16 @@ from zturbo.acceleration.levels import accelerate
 from zturbo.acceleration.quantize import TEXT_ENCODER_LAYERS, TRANSFORMER_LAYERS, quantize_layers
 from zturbo.config import Config
 from zturbo.engine.catalog import NANO, Z_IMAGE_TURBO, local_path, resolve
+from zturbo.engine.lanes import Lanes, lane_count, sum_on_one_thread
 from zturbo.engine.machine import Machine, detect
 from zturbo.engine.offload import stream_layers
 from zturbo.engine.pipeline import Pipeline
-from zturbo.engine.plan import DTYPES, GIB, ModelSize, Plan, Wish, choose_plan
+from zturbo.engine.plan import DTYPES, GIB, HEADROOM, ModelSize, Plan, Wish, choose_plan
 from zturbo.engine.progress import Picture, Progress
 from zturbo.engine.tokenizer import PromptTokenizer
 from zturbo.engine.writing import Writer, open_writer
 from zturbo.errors import Cancelled, DoesNotFit, InvalidInput, Problem, WeightsError, WeightsNotFound, ZTurboError
+from zturbo.expansion.expansion import Expansion
 from zturbo.models.text_encoder import Qwen3
 from zturbo.models.transformer import ZImageTransformer
 from zturbo.models.vae import AutoencoderKL
@@ -39,6 +41,7 @@ from zturbo.weights.version import file_digest
 PARTS_HINT = "the parts are of different models: leave --vae and --text-encoder out, or pass matching ones"
 Network = TypeVar("Network", bound=nn.Module)
 Shape = TypeVar("Shape")
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +116,7 @@ class Engine:
         plan = choose_plan(machine, model_size(checkpoint), options.dtype, options.quantization)
         loras = tuple(open_lora(file, checkpoint.transformer.config, scale) for file, scale in options.loras)
         pipeline = build_pipeline(checkpoint, plan, loras, report)
+        pipeline.lanes = _lanes(machine, plan)
         description = known.description if known else checkpoint.kind
         adapters = "".join(f"+{file_digest(file)[:8]}*{scale:g}" for file, scale in options.loras)
         info = ModelInfo(name, f"{name}@{checkpoint.version}{adapters}", path, known is NANO, description)
@@ -136,15 +140,23 @@ class Engine:
         )
         return cls.load(config.model, options, report)
 
+    @property
+    def lanes(self) -> int:
+        """How many requests this engine draws at a time, each by a `draw` on a thread of its own."""
+        return self.pipeline.lanes.count
+
     def draw(
         self, params: GenerationParams, cancelled: Callable[[], bool] = lambda: False, previews: int = 0
     ) -> Iterator[Progress]:
         """Draw the pictures of one request, one after another; image i uses the seed + i.
 
+        Between two progresses lies one stretch of work: a prompt, a step, or a decoding. Who draws several requests
+        takes turns between their iterators; the pictures do not depend on it.
+
         Args:
             params: validated.
-            cancelled: asked after each step, and before each token while the prompt is expanded.
-            previews: how many steps of each picture carry a preview, spread evenly before the last one.
+            cancelled: asked before each stretch, and before each token while the prompt is expanded.
+            previews: how many steps of each picture are followed by a preview, spread evenly before the last one.
 
         Yields:
             progress after every stage and step; the last one has the stage "done" and the pictures.
@@ -154,6 +166,34 @@ class Engine:
             DoesNotFit: the picture is larger than the plan has memory for.
             InvalidInput: the model's tokens do not divide the size.
         """
+        self._check(params)
+        images, steps, pipeline = params.num_images, params.steps, self.pipeline
+        work, shown = _Work(cancelled), preview_steps(steps, previews)
+        expansion = None
+        if params.prompt_expansion and self.writer is not None:
+            yield Progress("expand", 0, images, 0, steps)
+            expansion = work.do("expand", self._expand, self.writer, params.prompt, cancelled)
+        yield Progress("encode", 0, images, 0, steps, expansion=expansion)
+        caption = work.do("encode", pipeline.caption, expansion.text if expansion else params.prompt)
+        pictures = []
+        for image in range(images):
+            seed = params.seed + image
+            yield Progress("denoise", image, images, 0, steps)
+            walk = pipeline.denoise(caption, params.width, params.height, steps, seed)
+            for _ in range(steps):
+                step = work.do("denoise", next, walk)
+                yield Progress("denoise", image, images, step.index, steps)
+                if step.index in shown:
+                    preview = work.do("denoise", pipeline.decode, step.clean_latents())
+                    yield Progress("denoise", image, images, step.index, steps, preview)
+            _check_finite(step.latents, self.plan.dtype)
+            yield Progress("decode", image, images, steps, steps)
+            pictures.append(Picture(work.do("decode", pipeline.decode, step.latents), seed))
+            yield Progress("drawn", image, images, steps, steps, None, (pictures[-1],), expansion=expansion)
+        yield Progress("done", images - 1, images, steps, steps, None, tuple(pictures), work.timings(), expansion)
+
+    def _check(self, params: GenerationParams) -> None:
+        """Refuse what this model or this machine cannot draw."""
         side = self.pipeline.pixels_per_token
         if params.width % side or params.height % side:
             size = f"{params.width}x{params.height}"
@@ -163,34 +203,10 @@ class Engine:
                 f"{params.width}x{params.height} does not fit: there is memory for {self.plan.max_pixels} pixels",
                 "ask for a smaller picture; `zturbo doctor` shows the memory",
             )
-        clock = _Clock()
-        images, steps = params.num_images, params.steps
-        shown = preview_steps(steps, previews)
-        expansion = None
-        if params.prompt_expansion and self.writer is not None:
-            yield Progress("expand", 0, images, 0, steps)
-            expansion = self.writer.expand(params.prompt, cancelled)
-            clock.stop("expand")
-        yield Progress("encode", 0, images, 0, steps, expansion=expansion)
-        caption = self.pipeline.caption(expansion.text if expansion else params.prompt)
-        clock.stop("encode")
-        _stop_if(cancelled)
-        pictures = []
-        for image in range(images):
-            seed = params.seed + image
-            yield Progress("denoise", image, images, 0, steps)
-            for step in self.pipeline.denoise(caption, params.width, params.height, steps, seed):
-                _stop_if(cancelled)
-                preview = self.pipeline.decode(step.clean_latents()) if step.index in shown else None
-                yield Progress("denoise", image, images, step.index, steps, preview)
-            _check_finite(step.latents, self.plan.dtype)
-            clock.stop("denoise")
-            yield Progress("decode", image, images, steps, steps)
-            pictures.append(Picture(self.pipeline.decode(step.latents), seed))
-            clock.stop("decode")
-            yield Progress("drawn", image, images, steps, steps, None, (pictures[-1],), expansion=expansion)
-            _stop_if(cancelled)
-        yield Progress("done", images - 1, images, steps, steps, None, tuple(pictures), clock.timings(), expansion)
+
+    def _expand(self, writer: Writer, prompt: str, cancelled: Callable[[], bool]) -> Expansion:
+        with self.pipeline.lanes.alone():
+            return writer.expand(prompt, cancelled)
 
     def block(self) -> str:
         """The start-up block: what runs, how, and why, a line each."""
@@ -205,6 +221,7 @@ class Engine:
             "attention": plan.attention,
             "expansion": "by the text encoder" if self.writer else "not here",
             "acceleration": self.acceleration,
+            "lanes": f"{self.lanes}  (requests drawn side by side)",
             "memory": f"at most {plan.device_bytes / GIB:.1f} GiB",
         }
         return "\n".join(f"{name:>12}  {value}" for name, value in rows.items())
@@ -219,6 +236,12 @@ def _writer(
     assert checkpoint.tokenizer is not None
     folder = checkpoint.tokenizer.parent.parent  # of the language model, wherever the transformer came from
     return open_writer(pipeline, folder, model.version, plan.text_encoder_placement == "streamed")
+
+
+def _lanes(machine: Machine, plan: Plan) -> Lanes:
+    """As many as this machine has threads and memory for."""
+    free = int(machine.device_free * HEADROOM[machine.device])
+    return Lanes(lane_count(machine.device, torch.get_num_threads(), free, plan.device_bytes))
 
 
 def preview_steps(steps: int, previews: int) -> frozenset[int]:
@@ -294,6 +317,8 @@ def build_pipeline(
     del vae.encoder  # drawing only decodes
     checkpoint.vae.without("encoder.").load_into(vae, dtype=DTYPES[plan.vae_dtype], device=device)
     vae.decoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if device.type == "cpu":
+        sum_on_one_thread(vae)
 
     tile = plan.tile // vae.config.factor if plan.tile else None
     return Pipeline(tokenizer, text_encoder, transformer, vae, checkpoint.scheduler, tile)
@@ -326,23 +351,25 @@ def _check_finite(latents: torch.Tensor, dtype: str) -> None:
         )
 
 
-def _stop_if(cancelled: Callable[[], bool]) -> None:
-    if cancelled():
-        raise Cancelled("the request was cancelled")
+class _Work:
+    """The stretches of one request's work, and their seconds by stage; pauses between two stretches do not count."""
 
-
-class _Clock:
-    """Seconds by stage; a stage that comes again adds up."""
-
-    def __init__(self) -> None:
-        self._start = self._last = time.perf_counter()
+    def __init__(self, cancelled: Callable[[], bool]) -> None:
+        self._cancelled = cancelled
         self._seconds: dict[str, float] = {}
 
-    def stop(self, stage: str) -> None:
-        """Book the time since the last call to a stage."""
-        now = time.perf_counter()
-        self._seconds[stage] = self._seconds.get(stage, 0.0) + now - self._last
-        self._last = now
+    def do(self, stage: str, call: Callable[..., Result], *arguments: Any) -> Result:
+        """One stretch.
+
+        Raises:
+            Cancelled: the request was cancelled before it began.
+        """
+        if self._cancelled():
+            raise Cancelled("the request was cancelled")
+        start = time.perf_counter()
+        result = call(*arguments)
+        self._seconds[stage] = self._seconds.get(stage, 0.0) + time.perf_counter() - start
+        return result
 
     def timings(self) -> dict[str, float]:
-        return {**self._seconds, "total": self._last - self._start}
+        return {**self._seconds, "total": sum(self._seconds.values())}

@@ -5,8 +5,9 @@
         ...
     pixels = pipeline.decode(step.latents)                    # (768, 1024, 3) uint8
 
-Pictures are drawn one at a time: on most devices the result of a product depends on the batch it is computed in, and
-a seed must give the same bytes alone and next to others.
+One forward is one picture: on most devices the result of a product depends on the batch it is computed in, and a seed
+must give the same bytes alone and next to others. Where several pictures are computed side by side, `Lanes` shares
+the threads between them.
 """
 
 from collections import OrderedDict
@@ -17,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from zturbo.engine.lanes import Lanes
 from zturbo.engine.sampling import Step, denoise, noise, sigmas, timesteps
 from zturbo.engine.tiling import decode_tiled
 from zturbo.engine.tokenizer import MAX_TOKENS, PromptTokenizer
@@ -43,6 +45,7 @@ class Pipeline:
         tokenizer, text_encoder, transformer, vae: loaded, in eval mode.
         scheduler: the folder's noise schedule.
         tile: decode in tiles of this many latents a side where a picture is larger; None never tiles.
+        lanes: shares the processor between pictures that are computed side by side.
     """
 
     def __init__(
@@ -53,10 +56,12 @@ class Pipeline:
         vae: AutoencoderKL,
         scheduler: SchedulerConfig,
         tile: int | None = None,
+        lanes: Lanes | None = None,
     ) -> None:
         self.tokenizer, self.text_encoder, self.transformer, self.vae = tokenizer, text_encoder, transformer, vae
         self.scheduler = scheduler
         self.tile = tile
+        self.lanes = lanes or Lanes()
         self.device = transformer.x_pad_token.device
         self.dtype = transformer.x_pad_token.dtype
         self.vae_dtype = vae.decoder.conv_in.weight.dtype
@@ -71,16 +76,18 @@ class Pipeline:
     @torch.inference_mode()
     def caption(self, prompt: str) -> Tensor:
         """The prompt as the transformer reads it, (1, Lp, dim); the last 16 prompts are kept."""
-        if prompt in self._captions:
+        with self.lanes.alone():
+            if prompt not in self._captions:
+                self._captions[prompt] = self._embed(prompt)
             self._captions.move_to_end(prompt)
+            if len(self._captions) > CAPTIONS_KEPT:
+                self._captions.popitem(last=False)
             return self._captions[prompt]
+
+    def _embed(self, prompt: str) -> Tensor:
         limit = min(MAX_TOKENS, self.transformer.config.max_caption_tokens)
         ids = self.tokenizer.encode(prompt, limit).to(self.text_encoder.model.embed_tokens.weight.device)
-        prompt_embeds = self.text_encoder.encode(ids).to(self.device, self.dtype)
-        caption = self._captions[prompt] = self.transformer.embed_caption(prompt_embeds)
-        if len(self._captions) > CAPTIONS_KEPT:
-            self._captions.popitem(last=False)
-        return caption
+        return self.transformer.embed_caption(self.text_encoder.encode(ids).to(self.device, self.dtype))
 
     def forget_captions(self) -> None:
         """Drop the kept captions, as after a change of the text encoder."""
@@ -89,11 +96,12 @@ class Pipeline:
     @torch.inference_mode()
     def schedule(self, steps: int) -> Schedule:
         """Noise levels and modulation tables of a number of steps, computed once."""
-        if steps not in self._schedules:
-            levels = sigmas(steps, self.scheduler.shift)
-            times = timesteps(levels, self.scheduler.num_train_timesteps).to(self.device)
-            self._schedules[steps] = Schedule(levels.to(self.device), self.transformer.modulation(times))
-        return self._schedules[steps]
+        with self.lanes.alone():
+            if steps not in self._schedules:
+                levels = sigmas(steps, self.scheduler.shift)
+                times = timesteps(levels, self.scheduler.num_train_timesteps).to(self.device)
+                self._schedules[steps] = Schedule(levels.to(self.device), self.transformer.modulation(times))
+            return self._schedules[steps]
 
     def denoise(self, caption: Tensor, width: int, height: int, steps: int, seed: int) -> Iterator[Step]:
         """One picture, step by step.
@@ -111,10 +119,13 @@ class Pipeline:
             raise ValueError(f"sizes are multiples of {self.pixels_per_token}, received {width}x{height}")
         factor, channels = self.vae.config.factor, self.transformer.config.in_channels
         first = noise(seed, channels, height // factor, width // factor).to(self.device)
-        schedule = self.schedule(steps)
+        schedule, side = self.schedule(steps), self.pixels_per_token
+        rope = self.transformer.rope(height // side, width // side, caption.shape[1], self.device)
+        shape = f"a step at {width}x{height} with {caption.shape[1]} caption slots"
 
         def predict(latents: Tensor, index: int) -> Tensor:
-            return self.transformer(latents.to(self.dtype), caption, schedule.modulation[index])
+            step = (latents.to(self.dtype), caption, schedule.modulation[index], rope)
+            return self.lanes.compute(shape, lambda: self.transformer(*step))
 
         walk = denoise(predict, first, schedule.levels)
         while (step := _advance(walk)) is not None:
@@ -124,9 +135,13 @@ class Pipeline:
     def decode(self, latents: Tensor) -> np.ndarray[tuple[int, int, int], np.dtype[np.uint8]]:
         """Pixels (H, W, 3) uint8 of latents (1, C, h, w) fp32."""
         z = self.vae.to_vae_scale(latents.to(self.vae_dtype)).contiguous(memory_format=torch.channels_last)
-        images = self.vae.decode(z) if self.tile is None else decode_tiled(self.vae, z, self.tile)
+        shape = f"the decoding of {latents.shape[3]}x{latents.shape[2]} latents"
+        images = self.lanes.compute(shape, lambda: self._decoded(z))
         pixels: np.ndarray[tuple[int, int, int], np.dtype[np.uint8]] = to_pixels(images)[0].cpu().numpy()
         return pixels
+
+    def _decoded(self, z: Tensor) -> Tensor:
+        return self.vae.decode(z) if self.tile is None else decode_tiled(self.vae, z, self.tile)
 
 
 @torch.inference_mode()

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
     Pixels = np.ndarray[tuple[int, int, int], np.dtype[np.uint8]]
 
-Stage = Literal["expand", "encode", "denoise", "decode", "drawn", "done"]
+Stage = Literal["queued", "expand", "encode", "denoise", "decode", "drawn", "done"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,12 +23,16 @@ class Picture:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """What `Engine.draw` is doing. `image` counts from 0, `step` from 0 (nothing done yet) to `steps`.
+    """What becomes of a request: what `Engine.draw` is doing, and before that the queue's "queued".
+
+    `image` counts from 0, `step` from 0 (nothing done yet) to `steps`.
 
     preview: the picture as the network expects it at this step, where one was asked for.
     pictures: with the stage "drawn" the picture just finished, with "done" all of them.
     timings: only with "done"; seconds by stage, and "total".
     expansion: with "encode", "drawn" and "done" what became of the prompt, where expansion was asked of the engine.
+    position, expected_s: only with "queued"; how many waiting requests go before this one, and in about how many
+        seconds it begins (None while no rate is known).
     """
 
     stage: Stage
@@ -40,3 +44,5 @@ class Progress:
     pictures: tuple[Picture, ...] = ()
     timings: dict[str, float] = field(default_factory=dict)
     expansion: Expansion | None = None
+    position: int | None = None
+    expected_s: float | None = None

@@ -1,16 +1,18 @@
-"""Admission: who may draw next, and what becomes of each request. Knows neither torch nor HTTP.
+"""Admission: who may draw, in which order, and what becomes of each request. Knows neither torch nor HTTP.
 
-A request becomes a ticket. A ticket waits, runs, and ends exactly once: done, failed or cancelled. What cannot be
-admitted is refused at the door, here and nowhere else, with an honest time to come back: the queue knows the cost of
-what waits in pixel-steps, and the rate at which the engine has been working it off.
+A request becomes a ticket. A ticket waits, takes turns with others, and ends exactly once: done, failed or cancelled.
+What cannot be admitted is refused at the door, here and nowhere else, with an honest time to come back: the queue
+knows the cost of all tickets in pixel-steps, and the rate at which the engine has been working it off.
 """
 
 import math
 import threading
-from collections import deque
 from collections.abc import Callable
+from itertools import count
 from typing import Any, Literal
 
+from zturbo.engine.fairness import FairOrder
+from zturbo.engine.progress import Progress
 from zturbo.errors import Busy
 from zturbo.params import GenerationParams
 
@@ -26,15 +28,28 @@ class Ticket:
 
     Args:
         params: what to draw.
-        publish: receives what the engine tells about it, on the engine's thread: progress, or at last an exception.
+        publish: receives what becomes of it, from any thread: progress, or at last an exception.
         previews: how many previews of each picture are wanted.
+        owner: whose it is; owners share the engine alike.
+        number: in the order of admission.
     """
 
-    def __init__(self, params: GenerationParams, publish: Callable[[Any], None], previews: int = 0) -> None:
-        self.params = params
-        self.previews = previews
-        self.publish = publish
+    def __init__(
+        self,
+        params: GenerationParams,
+        publish: Callable[[Any], None],
+        previews: int = 0,
+        owner: str = "",
+        number: int = 0,
+    ) -> None:
+        self.params, self.publish, self.previews = params, publish, previews
+        self.owner, self.number = owner, number
         self.state: State = "waiting"
+        self.drawn = 0
+        """Pixel-steps done; whoever has the turn writes it."""
+        self.position: int | None = None
+        """What its owner was last told; None where it never had to wait."""
+        self._booked = 0
         self._cancelled = threading.Event()
 
     @property
@@ -42,6 +57,16 @@ class Ticket:
         """Pixel-steps: width * height * steps * images."""
         params = self.params
         return params.width * params.height * params.steps * params.num_images
+
+    @property
+    def left(self) -> int:
+        """Pixel-steps still to do."""
+        return self.cost - self.drawn
+
+    def news(self) -> int:
+        """Pixel-steps done since the last time this was asked."""
+        news, self._booked = self.drawn - self._booked, self.drawn
+        return news
 
     def cancel(self) -> None:
         """Ask that the work end; a running ticket ends at its next step. May be called at any time, from any thread."""
@@ -53,23 +78,24 @@ class Ticket:
 
 
 class AdmissionQueue:
-    """First come, first served, and never more than `limit` tickets waiting.
+    """Turns in fair order (`FairOrder`), and never more than `limit` tickets without one.
 
-    `admit` is called by the doors, `take` and `end` by the engine's thread; all of them are safe to call at once.
+    `admit` is called by the doors, `take` and `end` by the engine's lanes; all of them are safe to call at once.
     """
 
     def __init__(self, limit: int) -> None:
-        self.limit = limit
-        self._waiting: deque[Ticket] = deque()
-        self._running: Ticket | None = None
-        self._rate: float | None = None  # pixel-steps a second
+        self.limit, self.lanes = limit, 1
+        self._waiting: list[Ticket] = []
+        self._at_work: list[Ticket] = []
+        self._fair, self._numbers = FairOrder(), count()
+        self._rate: float | None = None  # pixel-steps a second, of one lane
         self._refusal: str | None = "the model is still loading"
         self._changed = threading.Condition()
 
-    def open(self) -> None:
-        """Begin to admit: the engine is ready."""
+    def open(self, lanes: int = 1) -> None:
+        """Begin to admit: the engine is ready, and draws this many tickets at a time."""
         with self._changed:
-            self._refusal = None
+            self._refusal, self.lanes = None, lanes
 
     def drain(self, reason: str = "the server is shutting down") -> None:
         """Admit no more; what was admitted is still worked off, and `take` ends after it."""
@@ -82,61 +108,121 @@ class AdmissionQueue:
         """Why nothing is admitted, or None."""
         return self._refusal
 
-    def admit(self, params: GenerationParams, publish: Callable[[Any], None], previews: int = 0) -> Ticket:
-        """Take a request in.
+    def admit(
+        self, params: GenerationParams, publish: Callable[[Any], None], previews: int = 0, owner: str = ""
+    ) -> Ticket:
+        """Take a request in; `publish` is told its position whenever that changes, until it begins.
 
         Raises:
             Busy: nothing is admitted now, or `limit` tickets wait already; it says when to come back.
         """
-        ticket = Ticket(params, publish, previews)
         with self._changed:
             if self._refusal is not None:
                 raise Busy(f"no request is taken: {self._refusal}", UNKNOWN_WAIT_S)
             self._forget_cancelled()
             if len(self._waiting) >= self.limit:
                 raise Busy(f"the queue is full: {len(self._waiting)} requests are waiting", self._wait_s())
+            ticket = Ticket(params, publish, previews, owner, next(self._numbers))
+            self._fair.join(ticket, owner, ticket.cost)
             self._waiting.append(ticket)
+            self._tell()
             self._changed.notify()
         return ticket
 
-    def take(self) -> Ticket | None:
-        """Wait for the next ticket and mark it running; None when drained and empty."""
+    def take(self, last: Ticket | None = None) -> Ticket | None:
+        """Wait for the next turn; None when drained and nothing is left.
+
+        Args:
+            last: the ticket of the caller's last turn, unless it has ended; it may well be the next one again.
+        """
         with self._changed:
+            if last is not None:
+                self._fair.work(last.news())
+                self._at_work.remove(last)
+                self._waiting.append(last)
             while True:
                 self._forget_cancelled()
                 if self._waiting:
-                    self._running = ticket = self._waiting.popleft()
-                    ticket.state = "running"
+                    ticket = min(self._waiting, key=self._rank)
+                    self._begin(ticket)
+                    if ticket is not last:
+                        self._tell()
                     return ticket
-                if self._refusal is not None:
+                if self._refusal is not None and not self._at_work:
                     return None
                 self._changed.wait()
 
     def end(self, ticket: Ticket, state: Literal["done", "failed", "cancelled"], seconds: float) -> None:
-        """Book the end of a running ticket, which took `seconds` of the engine's time."""
+        """Book the end of a ticket at its turn, which took `seconds` of the engine's time in all."""
         with self._changed:
-            assert ticket is self._running, "only the running ticket can end"
-            assert ticket.state not in ENDED, "a ticket ends once"
-            ticket.state, self._running = state, None
-            if state == "done" and seconds > 0:
-                rate = ticket.cost / seconds
-                self._rate = rate if self._rate is None else RATE_MEMORY * self._rate + (1 - RATE_MEMORY) * rate
+            assert ticket in self._at_work, "only a ticket at its turn can end"
+            self._at_work.remove(ticket)
+            if state == "done":
+                ticket.drawn = ticket.cost
+                self._learn(ticket.cost, seconds)
+            self._fair.work(ticket.news())
+            self._close(ticket, state)
 
     def position(self, ticket: Ticket) -> int:
-        """Tickets that will be drawn before this one; 0 when it is next, or no longer waiting."""
+        """Tickets that will have their turn before this one; 0 when it is next, or not waiting."""
         with self._changed:
-            return self._waiting.index(ticket) if ticket in self._waiting else 0
+            order = sorted(self._waiting, key=self._rank)
+            return order.index(ticket) if ticket in order else 0
 
     def __len__(self) -> int:
-        """Tickets that wait."""
+        """Tickets that wait for a turn, their first or another one."""
         return len(self._waiting)
 
+    def _rank(self, ticket: Ticket) -> tuple[bool, float, int]:
+        """The smallest goes first; the cancelled ones at once, because their turn is their end."""
+        return not ticket.cancelled(), self._fair.rank(ticket), ticket.number
+
+    def _begin(self, ticket: Ticket) -> None:
+        """Give a ticket a turn."""
+        self._waiting.remove(ticket)
+        self._at_work.append(ticket)
+        ticket.state = "running"
+
+    def _close(self, ticket: Ticket, state: Literal["done", "failed", "cancelled"]) -> None:
+        assert ticket.state not in ENDED, "a ticket ends once"
+        ticket.state = state
+        if state == "done":
+            self._fair.end(ticket)
+        else:
+            self._fair.leave(ticket)
+        self._tell()
+        self._changed.notify_all()
+
     def _forget_cancelled(self) -> None:
-        for ticket in [ticket for ticket in self._waiting if ticket.cancelled()]:
+        """End what was cancelled before it began."""
+        for ticket in [ticket for ticket in self._waiting if ticket.state == "waiting" and ticket.cancelled()]:
             self._waiting.remove(ticket)
-            ticket.state = "cancelled"
+            self._close(ticket, "cancelled")
+
+    def _tell(self) -> None:
+        """Tell each ticket that has not begun and finds no lane free how many go before it, where that has changed."""
+        order = sorted(self._waiting, key=self._rank)
+        ahead = sum(ticket.left for ticket in self._at_work)
+        free = self.lanes - len(self._at_work)
+        for position, ticket in enumerate(order):
+            if position >= free and ticket.state == "waiting" and ticket.position != position:
+                ticket.position = position
+                ticket.publish(self._queued(ticket, position, ahead))
+            ahead += ticket.left
+
+    def _queued(self, ticket: Ticket, position: int, ahead: int) -> Progress:
+        expected_s = None if self._rate is None else ahead / self._rate / self.lanes
+        images, steps = ticket.params.num_images, ticket.params.steps
+        return Progress("queued", 0, images, 0, steps, position=position, expected_s=expected_s)
+
+    def _learn(self, cost: int, seconds: float) -> None:
+        if seconds > 0:
+            rate = cost / seconds
+            self._rate = rate if self._rate is None else RATE_MEMORY * self._rate + (1 - RATE_MEMORY) * rate
 
     def _wait_s(self) -> int:
-        """Seconds until the ticket in front has been worked off, at the measured rate."""
-        ahead = self._running or self._waiting[0]
-        return UNKNOWN_WAIT_S if self._rate is None else max(1, math.ceil(ahead.cost / self._rate))
+        """Seconds until a ticket has been worked off and its place is free, at the measured rate."""
+        if self._rate is None:
+            return UNKNOWN_WAIT_S
+        first = min([*self._at_work, *self._waiting], key=self._rank)
+        return max(1, math.ceil(first.left / self._rate))

@@ -1,11 +1,15 @@
-"""The device's thread: it loads the engine, warms it up, and draws one ticket after another."""
+"""The device's threads: they load the engine, warm it up, and draw the tickets by turns.
+
+A turn is one stretch of `Engine.draw`: a prompt, a step, or a decoding. Between two turns anybody may come or go.
+"""
 
 import logging
 import threading
 import time
-from collections.abc import Callable
-from typing import Any, Protocol
+from collections.abc import Callable, Iterator
+from typing import Any, Literal, Protocol
 
+from zturbo.engine.progress import Progress
 from zturbo.engine.queue import AdmissionQueue, Ticket
 from zturbo.errors import Cancelled, ZTurboError
 from zturbo.params import GenerationParams
@@ -19,12 +23,18 @@ WARM_UP = {"prompt": "a red balloon", "size": "square", "seed": 1}
 class Draws(Protocol):
     """What the worker needs of an engine."""
 
-    def draw(self, params: GenerationParams, cancelled: Callable[[], bool] = ..., previews: int = ...) -> Any:
-        """Yield progress; the last one carries the pictures."""
+    @property
+    def lanes(self) -> int:
+        """How many requests it draws at a time, each on a thread of its own."""
+
+    def draw(
+        self, params: GenerationParams, cancelled: Callable[[], bool] = ..., previews: int = ...
+    ) -> Iterator[Progress]:
+        """Yield progress after each stretch of work; the last one has the stage "done" and carries the pictures."""
 
 
 class Worker:
-    """Runs an engine on a thread of its own, so that no door ever waits for the device.
+    """Runs an engine on threads of its own, so that no door ever waits for the device.
 
     Args:
         queue: where tickets come from; it is opened after a warm-up picture.
@@ -40,6 +50,7 @@ class Worker:
         self.safety = Safety()
         self.failure: BaseException | None = None
         self._load, self._load_safety = load, load_safety
+        self._drawings: dict[Ticket, _Drawing] = {}
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
     def start(self) -> None:
@@ -57,24 +68,72 @@ class Worker:
             self.engine = self._load()
             for _progress in self.engine.draw(GenerationParams.parse(WARM_UP)):
                 pass
+            lanes = self.engine.lanes
         except BaseException as error:  # told to whoever asks, by `failure` and by the queue's refusal
             self.failure = error
             log.critical("the model could not be loaded: %s", error, exc_info=not isinstance(error, ZTurboError))
             self.queue.drain(f"the model or its safety checker could not be loaded: {error}")
             return
-        self.queue.open()
-        while (ticket := self.queue.take()) is not None:
-            self._draw(ticket)
+        self.queue.open(lanes)
+        others = [threading.Thread(target=self._lane, name="engine", daemon=True) for _ in range(lanes - 1)]
+        for thread in others:
+            thread.start()
+        self._lane()
+        for thread in others:
+            thread.join()
 
-    def _draw(self, ticket: Ticket) -> None:
-        start = time.perf_counter()
+    def _lane(self) -> None:
+        """Turn after turn, each for the ticket that is first then, until the queue is drained."""
+        ticket = None
+        while (ticket := self.queue.take(ticket)) is not None:
+            ticket = self._turn(ticket)
+
+    def _turn(self, ticket: Ticket) -> Ticket | None:
+        """One stretch of a ticket's drawing; returns the ticket unless that was its end."""
+        if ticket not in self._drawings:
+            self._drawings[ticket] = _Drawing(self.engine, ticket)
         try:
-            for progress in self.engine.draw(ticket.params, ticket.cancelled, ticket.previews):
-                ticket.publish(progress)
+            progress = self._drawings[ticket].advance()
         except Cancelled:
-            self.queue.end(ticket, "cancelled", time.perf_counter() - start)
+            self._end(ticket, "cancelled")
         except Exception as error:  # the request fails, the server goes on
-            self.queue.end(ticket, "failed", time.perf_counter() - start)
+            self._end(ticket, "failed")
             ticket.publish(error)
         else:
-            self.queue.end(ticket, "done", time.perf_counter() - start)
+            if progress.stage != "done":
+                ticket.publish(progress)
+                return ticket
+            self._end(ticket, "done")
+            ticket.publish(progress)
+        return None
+
+    def _end(self, ticket: Ticket, state: Literal["done", "failed", "cancelled"]) -> None:
+        drawing = self._drawings.pop(ticket)
+        drawing.walk.close()
+        self.queue.end(ticket, state, drawing.seconds)
+
+
+class _Drawing:
+    """A ticket's way through the engine, one stretch at a time."""
+
+    def __init__(self, engine: Draws, ticket: Ticket) -> None:
+        self.ticket = ticket
+        self.walk: Any = engine.draw(ticket.params, ticket.cancelled, ticket.previews)
+        self.seconds = 0.0
+
+    def advance(self) -> Progress:
+        """The next progress.
+
+        Raises:
+            Cancelled: the ticket was cancelled.
+        """
+        if self.ticket.cancelled():
+            raise Cancelled("the request was cancelled")
+        start = time.perf_counter()
+        try:
+            progress: Progress = next(self.walk)
+        finally:
+            self.seconds += time.perf_counter() - start
+        params = self.ticket.params
+        self.ticket.drawn = params.width * params.height * (progress.image * progress.steps + progress.step)
+        return progress

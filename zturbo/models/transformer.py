@@ -4,8 +4,9 @@ Parameter names are the checkpoint's, except that q, k, v and w1, w3 are one mat
 `feed_forward.w13`), because two wide products beat five narrow ones; `weights/names.py` has the table.
 
 What does not depend on the step is computed once by the caller: `embed_caption` per prompt, `modulation` per
-schedule. The pad slots that round captions and images up to 32 are part of the model (learned registers) and are
-attended. All images of one call have one size and one padded caption length, so there is no mask anywhere.
+schedule, `rope` per size. The pad slots that round captions and images up to 32 are part of the model (learned
+registers) and are attended. All images of one call have one size and one padded caption length, so there is no mask
+anywhere.
 
 Sources: Z-Image (arXiv 2511.22699), Tongyi-MAI/Z-Image, diffusers' ZImageTransformer2DModel.
 """
@@ -222,7 +223,7 @@ class ZImageTransformer(nn.Module):
         slots = round_up(length)
         pads = self.cap_pad_token.expand(batch, slots - length, -1)
         x = torch.cat((self.cap_embedder(prompt_embeds), pads), dim=1)
-        rope = self._rope(0, 0, slots, x.device)
+        rope = self.rope(0, 0, slots, x.device)
         for block in cast(Iterable[Block], self.context_refiner):
             x = block(x, rope, block.norm_weights().unsqueeze(0))
         return x
@@ -234,13 +235,19 @@ class ZImageTransformer(nn.Module):
         final = cast(FinalLayer, self.all_final_layer[self.key])
         return Modulation(torch.stack([block.modulation(time) for block in modulated]), final.modulation(time))
 
-    def forward(self, latents: Tensor, caption: Tensor, modulation: Modulation) -> Tensor:
+    def rope(self, rows: int, columns: int, caption_slots: int, device: torch.device) -> Tensor:
+        """Rotations of all slots, for `forward`: a grid of image tokens and a caption with its padding, (S, D/2, 2)."""
+        config = self.config
+        return unified_rope(rows, columns, caption_slots, config.axes_dims, config.rope_theta, device)
+
+    def forward(self, latents: Tensor, caption: Tensor, modulation: Modulation, rope: Tensor | None = None) -> Tensor:
         """One evaluation of the network.
 
         Args:
             latents: (B, C, H, W) in the transformer's dtype, H and W multiples of the patch.
             caption: (B, Lp, dim) of `embed_caption`.
             modulation: of one timestep for all, or of B timesteps.
+            rope: of `rope` for these sizes; left out, it is looked up.
 
         Returns:
             (B, C, H, W) velocity towards the data: x <- x + (sigma - sigma_next) * velocity.
@@ -248,7 +255,7 @@ class ZImageTransformer(nn.Module):
         patch = self.config.patch_size
         rows, columns = latents.shape[2] // patch, latents.shape[3] // patch
         tokens, slots = rows * columns, round_up(rows * columns)
-        rope = self._rope(rows, columns, caption.shape[1], latents.device)
+        rope = self.rope(rows, columns, caption.shape[1], latents.device) if rope is None else rope
         x = self.all_x_embedder[self.key](patchify(latents, patch))
         if slots > tokens:
             x = torch.cat((x, self.x_pad_token.expand(x.shape[0], slots - tokens, -1)), dim=1)
@@ -260,7 +267,3 @@ class ZImageTransformer(nn.Module):
             x = block(x, rope, vectors)
         x = self.layers[-1](x, rope, modulation.blocks[-1], rows=tokens)  # nobody reads the other rows
         return unpatchify(self.all_final_layer[self.key](x, modulation.final), patch, rows, columns)
-
-    def _rope(self, rows: int, columns: int, caption_slots: int, device: torch.device) -> Tensor:
-        config = self.config
-        return unified_rope(rows, columns, caption_slots, config.axes_dims, config.rope_theta, device)

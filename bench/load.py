@@ -1,0 +1,148 @@
+"""The engine under load: mixed requests at a concurrency of 8 beside the same requests one after another, in one run.
+
+    python -m bench.load [--requests 64] [--concurrency 8] [--model nano] [--dtype auto]
+
+Requests go through the queue and the lanes as in the server, and each client encodes its pictures as PNG. The run one
+after another gives every request's time alone and its pictures; under load each picture must be the same, byte for
+byte, or the run fails. Two loads: small (one picture of 512x512) and mixed (512 to 1024 wide, 1 to 4 pictures).
+"""
+
+import argparse
+import hashlib
+import random
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from queue import SimpleQueue
+from statistics import median, quantiles
+from typing import Any
+
+from bench.report import publish
+from zturbo.engine.engine import Engine, LoadOptions
+from zturbo.engine.progress import Progress
+from zturbo.engine.queue import AdmissionQueue
+from zturbo.engine.worker import Worker
+from zturbo.params import GenerationParams
+from zturbo.pictures import encode
+
+PROMPTS = ("a red balloon over the sea", "a cat on a roof at night", "a green dragon in the snow", "space at night")
+SMALL = "512x512"
+SIZES = (SMALL, SMALL, "768x512", "768x768", "1024x768", "1024x1024")
+IMAGES = (1, 1, 1, 2, 3, 4)
+STEPS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """One request: seconds from its admission to its encoded pictures, their digest, seconds of one step of its own."""
+
+    seconds: float
+    digest: str
+    step_s: float
+
+
+def requests(count: int, sizes: Sequence[str], images: Sequence[int], seed: int = 1) -> list[GenerationParams]:
+    """A mix of requests, the same for the same seed."""
+    chance = random.Random(seed)
+    return [
+        GenerationParams.parse({
+            "prompt": chance.choice(PROMPTS), "size": chance.choice(sizes), "seed": number + 1,
+            "num_images": chance.choice(images), "steps": STEPS, "prompt_expansion": False,
+        })
+        for number in range(count)
+    ]  # fmt: skip
+
+
+def ask(queue: AdmissionQueue, params: GenerationParams) -> Result:
+    """One client's request, from its admission to its PNG files."""
+    events: SimpleQueue[Any] = SimpleQueue()
+    start = time.perf_counter()
+    queue.admit(params, events.put)
+    while not (isinstance(event := events.get(), Progress) and event.stage == "done"):
+        if isinstance(event, Exception):
+            raise event
+    for picture in event.pictures:
+        encode(picture.pixels, "png", None)
+    seconds = time.perf_counter() - start
+    digest = hashlib.sha256(b"".join(picture.pixels.tobytes() for picture in event.pictures)).hexdigest()
+    return Result(seconds, digest, event.timings["denoise"] / params.steps / params.num_images)
+
+
+def serve(queue: AdmissionQueue, work: Sequence[GenerationParams], clients: int) -> tuple[list[Result], float]:
+    """All requests by so many clients, each asking anew when it is served: results, and seconds in all."""
+    start = time.perf_counter()
+    with ThreadPoolExecutor(clients) as pool:
+        results = list(pool.map(partial(ask, queue), work))
+    return results, time.perf_counter() - start
+
+
+def compare(queue: AdmissionQueue, name: str, work: Sequence[GenerationParams], clients: int) -> dict[str, Any]:
+    """One row: a load by one client and by many.
+
+    Raises:
+        AssertionError: a picture under load differs from the one drawn alone.
+    """
+    alone, alone_s = serve(queue, work, 1)
+    loaded, loaded_s = serve(queue, work, clients)
+    differing = [number for number, (a, b) in enumerate(zip(alone, loaded, strict=True)) if a.digest != b.digest]
+    assert not differing, f"requests {differing} drew other pictures under load than alone"
+    small = [
+        n for n, params in enumerate(work) if params.num_images == 1 and f"{params.width}x{params.height}" == SMALL
+    ]
+    bar = 2 * median(alone[n].seconds for n in small) + max(result.step_s for result in alone)
+    return {
+        "load": name, "requests": len(work), "pictures": sum(params.num_images for params in work),
+        "one by one s": alone_s, f"{clients} clients s": loaded_s, "times the throughput": alone_s / loaded_s,
+        "small": len(small), "small alone s": median(alone[n].seconds for n in small),
+        "small p95 s": p95([loaded[n].seconds for n in small]), "bar s": bar if len(small) < len(work) else "",
+    }  # fmt: skip
+
+
+def p95(values: Sequence[float]) -> float:
+    """The value that 95 of 100 stay below."""
+    return quantiles(values, n=20, method="inclusive")[-1] if len(values) > 1 else values[0]
+
+
+def warm_up(queue: AdmissionQueue, clients: int) -> None:
+    """Every size and caption once in company, so that what is proven once per shape is proven."""
+    work = [
+        GenerationParams.parse({"prompt": prompt, "size": size, "steps": 1, "seed": 1, "prompt_expansion": False})
+        for size in sorted(set(SIZES)) for prompt in PROMPTS for _ in range(2)
+    ]  # fmt: skip
+    serve(queue, work, clients)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--requests", type=int, default=64)
+    parser.add_argument("--concurrency", type=int, default=8)
+    parser.add_argument("--model", default="nano")
+    parser.add_argument("--dtype", default="auto")
+    arguments = parser.parse_args()
+    engine = Engine.load(arguments.model, LoadOptions(dtype=arguments.dtype))
+    queue, clients = AdmissionQueue(arguments.concurrency), arguments.concurrency
+    worker = Worker(queue, lambda: engine)
+    worker.start()
+    while queue.refusal is not None:
+        time.sleep(0.01)
+        if worker.failure is not None:
+            raise worker.failure
+    warm_up(queue, clients)
+    rows = []
+    for name, sizes, images in (("small", (SMALL,), (1,)), ("mixed", SIZES, IMAGES)):
+        rows.append(compare(queue, name, requests(arguments.requests, sizes, images), clients))
+        print(rows[-1], flush=True)
+    queue.drain()
+    worker.join(60)
+    note = (
+        f"{engine.model.name} in {engine.plan.dtype}, {STEPS} forwards, {engine.lanes} lanes, {clients} clients that "
+        "ask again when served, prompt expansion off; every picture byte-equal to the one drawn alone; "
+        "bar: twice the small request alone plus the largest step, where small ones are among large ones"
+    )
+    publish(f"load-{engine.plan.device}", engine.machine, rows, note)
+
+
+if __name__ == "__main__":
+    main()

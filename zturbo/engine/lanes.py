@@ -1,0 +1,124 @@
+"""How many pictures are computed side by side, and with how many threads each.
+
+A small model leaves half of a processor idle: its products are too short for two threads to share them well. Two
+pictures with one thread each use all of it. A picture must not depend on the company it is drawn in, so a part of
+the work runs on fewer threads only where its bytes are proven not to change by it: the first time that would happen
+for a shape, it is computed both ways and compared. The verdict is kept, and told in the log.
+"""
+
+import logging
+import threading
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+log = logging.getLogger("zturbo")
+
+MOST_LANES = 4
+"""More would wait for each other at the interpreter's lock."""
+
+
+def lane_count(device: str, threads: int, free_bytes: int, needed_bytes: int) -> int:
+    """How many pictures a machine computes side by side.
+
+    Args:
+        device: "cpu", "cuda" or "mps"; only a CPU is shared by threads.
+        threads: that PyTorch may use.
+        free_bytes: memory that a plan may use.
+        needed_bytes: most that the plan needs; each further lane counts as much, which is more than it takes.
+    """
+    return max(1, min(threads, MOST_LANES, free_bytes // needed_bytes)) if device == "cpu" else 1
+
+
+class Lanes:
+    """Shares PyTorch's threads between the pictures of this moment.
+
+    Args:
+        count: most pictures side by side; 1 leaves the threads alone.
+    """
+
+    def __init__(self, count: int = 1) -> None:
+        self.count, self.threads = count, torch.get_num_threads()
+        self._busy = 0
+        self._counting, self._prompts = threading.Lock(), threading.Lock()
+        self._exact: dict[tuple[Hashable, int], bool] = {}
+
+    def compute(self, shape: Hashable, part: Callable[[], Tensor]) -> Tensor:
+        """The result of a part of the work: on all threads when nothing else runs, else on a share where that is exact.
+
+        Args:
+            shape: names the part and all sizes in it.
+            part: may be called twice.
+        """
+        if self.count == 1:
+            return part()
+        with self._working() as share:
+            exact = self._exact.get((shape, share))
+            if share == self.threads or exact is False:
+                return _on(self.threads, part)
+            found = _on(share, part)
+            return found if exact else self._prove(shape, share, found, _on(self.threads, part))
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """One thread of control at a time, with all of PyTorch's threads: for prompts, whose products are small."""
+        with self._prompts, self._working():
+            if self.count > 1:
+                _take(self.threads)
+            yield
+
+    @contextmanager
+    def _working(self) -> Iterator[int]:
+        """Count the caller among those at work; yields the threads that are left to each."""
+        with self._counting:
+            self._busy += 1
+            share = max(1, self.threads // self._busy)
+        try:
+            yield share
+        finally:
+            with self._counting:
+                self._busy -= 1
+
+    def _prove(self, shape: Hashable, share: int, found: Tensor, expected: Tensor) -> Tensor:
+        exact = self._exact[shape, share] = torch.equal(found, expected)
+        verdict = "the same bytes" if exact else "other bytes, so it always takes all of them"
+        log.info("%s on %d of %d threads: %s", shape, share, self.threads, verdict)
+        return expected
+
+
+def _on(threads: int, part: Callable[[], Tensor]) -> Tensor:
+    _take(threads)
+    return part()
+
+
+def _take(threads: int) -> None:
+    """Set PyTorch's threads for the calling thread only; without a look first, another thread's setting comes back."""
+    if torch.get_num_threads() != threads:
+        torch.set_num_threads(threads)
+
+
+def sum_on_one_thread(network: nn.Module) -> None:
+    """Give a network's group norms one thread each, from outside.
+
+    PyTorch's kernel for channels_last adds up one partial sum per thread, so its result depends on their number. It is
+    a tenth of a decoding; nothing else in one depends on the threads.
+    """
+    for module in network.modules():
+        if isinstance(module, nn.GroupNorm):
+            _pin(module)
+
+
+def _pin(norm: nn.GroupNorm) -> None:
+    threads = threading.local()
+
+    def before(_module: nn.Module, _inputs: object) -> None:
+        threads.kept = torch.get_num_threads()
+        _take(1)
+
+    def after(_module: nn.Module, _inputs: object, _output: object) -> None:
+        _take(threads.kept)
+
+    norm.register_forward_pre_hook(before)
+    norm.register_forward_hook(after)
