@@ -168,7 +168,7 @@ def read(values: Mapping[str, object], now_ms: int, names: Mapping[str, str] = N
 
 
 async def change(keys: Keys, prefix: str, facts: Facts, now_ms: int, names: Mapping[str, str] = NAMES) -> Key:
-    """Change a key; the next request that it makes meets the change.
+    """Change a key; its next request meets the change, or within a second where another process serves it.
 
     Args:
         facts: from `read`.
@@ -195,7 +195,7 @@ async def change(keys: Keys, prefix: str, facts: Facts, now_ms: int, names: Mapp
 
 
 async def revoke(keys: Keys, prefix: str) -> None:
-    """Delete a key for good; its requests stay in the log.
+    """Delete a key for good, as soon as `change` changes one; its requests stay in the log.
 
     Raises:
         NoSuchKey: there is none.

@@ -16,6 +16,7 @@ import logging
 import time
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from dataclasses import dataclass, field, replace
+from functools import cache, partial
 from typing import Any, Protocol
 
 from zturbo.engine.progress import Picture, Progress
@@ -265,13 +266,13 @@ class Service:
         return tuple(task.result() for task in tasks)
 
     async def _deliver(self, screened: Screened, order: Order, work: _Work) -> Delivery:
-        data = await asyncio.to_thread(self._file_of, screened, order.params, work.expansion)
+        file = cache(partial(self._file_of, screened, order.params, work.expansion))
         seed, flagged = screened.picture.seed, screened.withheld is not None
         if not order.store:
-            return Delivery(data, seed, None, flagged)
-        name = await self.files.put(data, order.params.output_format)
+            return Delivery(await asyncio.to_thread(file), seed, None, flagged)
+        name = await self.files.put(file, order.params.output_format)  # encoded and written in one visit to a thread
         work.names.append(name)
-        return Delivery(data, seed, name, flagged)
+        return Delivery(file(), seed, name, flagged)
 
     def _file_of(self, screened: Screened, params: GenerationParams, expansion: Expansion | None) -> bytes:
         """The file of a picture, described and signed as the settings ask; run on a worker thread."""

@@ -21,6 +21,7 @@ from zturbo.storage.embedded import Storage
 from zturbo.storage.memory import MemoryFiles, MemoryRecords
 
 KEY = "0123456789abcdef0123456789abcdef"
+UNCHECKED = Safety()
 OpenStorage = Callable[[], Awaitable[Storage]]
 
 
@@ -49,7 +50,7 @@ async def serving(
     engine: Instant,
     open_storage: OpenStorage = open_storage,
     show_key: Callable[[str], None] = lambda _text: None,
-    safety: Safety = Safety(),
+    safety: Safety = UNCHECKED,
     **settings: Any,
 ) -> AsyncIterator[Server]:
     """The server with these settings, ready to draw."""

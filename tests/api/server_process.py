@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fastapi import FastAPI
+from starlette.applications import Starlette
 
 from tests.api.instant import Instant
 from zturbo.api.serve import make_app_of, run
@@ -64,7 +64,7 @@ class SlowGate(threading.Event):
         return True
 
 
-def make_app() -> FastAPI:
+def make_app() -> Starlette:
     """The application round an instant engine; called in the worker process."""
     side = int(os.environ.get("INSTANT_SIDE", MAX_SIDE))
     return make_app_of(lambda _config: Instant(gate=_gate(), max_side=side))

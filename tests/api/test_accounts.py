@@ -16,6 +16,7 @@ from zturbo.errors import StorageError
 from zturbo.keys import create
 from zturbo.storage.embedded import Storage, now_ms
 from zturbo.storage.embedded import open_storage as open_embedded
+from zturbo.storage.files import Content
 from zturbo.storage.memory import MemoryFiles, MemoryRecords
 from zturbo.storage.records import Generation, KeyLimit
 
@@ -169,10 +170,10 @@ class FullDisk(MemoryFiles):
     def __post_init__(self) -> None:
         super().__init__()
 
-    async def put(self, data: bytes, output_format: str) -> str:
+    async def put(self, content: Content, output_format: str) -> str:
         if self.full:
             raise StorageError("cannot write: No space left on device", "make room on the disk")
-        return await super().put(data, output_format)
+        return await super().put(content, output_format)
 
 
 async def test_a_full_disk_is_told_and_recovers(engine: Instant) -> None:

@@ -11,7 +11,9 @@ import pytest
 from PIL import Image
 
 from tests.api.conftest import KEY, Server
+from zturbo.api.errors import error_body
 from zturbo.api.pictures import wanted_range
+from zturbo.errors import Cancelled
 from zturbo.pictures import read_metadata
 
 pytestmark = pytest.mark.anyio
@@ -260,3 +262,9 @@ async def test_a_client_that_leaves_frees_the_engine_within_a_step(server: Serve
     server.engine.gate.set()
     assert (await post(server, num_inference_steps=1)).status_code == 200
     assert server.engine.steps_drawn <= steps + 2  # at most the one that was under way, and the new request's
+
+
+def test_work_that_was_cancelled_has_an_answer_of_its_own() -> None:
+    body = error_body(Cancelled.status, "the client went away", Cancelled.code, PATH, "0" * 21)
+    assert (body["statusCode"], body["title"]) == (499, "Client Closed Request")
+    assert body["error"]["name"] == "ClientClosedRequestException"

@@ -11,10 +11,12 @@ from typing import Any
 import pytest
 from starlette.routing import Route
 
-from tests.api.conftest import Server
+from tests.api.conftest import Instant, Server, serving
+from tests.safety.stubs import StubChecker
 from zturbo import api, params
 from zturbo.api.openapi import document
-from zturbo.api.schemas import model_names
+from zturbo.api.schemas import MODEL, model_names
+from zturbo.safety.checker import Safety
 
 pytestmark = pytest.mark.anyio
 SEED = json.loads(Path(__file__).with_name("seed_openapi.json").read_text("utf-8"))
@@ -108,6 +110,14 @@ def test_limits_are_those_that_are_enforced() -> None:
 
 def test_aliases_are_named() -> None:
     assert "gpt-image-1" in body(ours("gpt-image-1"))["properties"]["model"]["description"]
+
+
+async def test_every_member_of_an_answer_is_documented(engine: Instant) -> None:
+    async with serving(engine, safety=Safety(StubChecker())) as server:
+        told = (await server.client.post(PATH, json={"model": MODEL, "prompt": "a cat"})).json()
+    assert {"safety", "prompt_expansion"} <= set(told) <= set(answer(ours())["properties"])
+    for member in ("safety", "prompt_expansion"):
+        assert set(told[member]) == set(answer(ours())["properties"][member]["properties"])
 
 
 def test_every_reference_leads_somewhere() -> None:

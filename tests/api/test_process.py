@@ -28,7 +28,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from tests.api.server_process import GENERATIONS, KEY, Reply, Serving, serving
+from tests.api.server_process import GENERATIONS, KEY, Reply, Serving, free_port, serving
 
 KILLS = 20
 """While it serves; every fifth restart is killed too, while it starts."""
@@ -233,6 +233,18 @@ def test_a_port_that_is_taken_is_refused(tmp_path: Path) -> None:
         )  # fmt: skip
         assert second.returncode != 0
         assert f"cannot listen on 127.0.0.1:{server.port}: Address already in use" in second.stderr
+        assert draw(server).status == 200
+
+
+def test_a_data_folder_that_is_taken_is_refused(tmp_path: Path) -> None:
+    with serving(tmp_path) as server:
+        environment = os.environ | {"ZTURBO_PORT": str(free_port()), "ZTURBO_DATA_DIR": str(server.data_dir)}
+        second = subprocess.run(
+            [sys.executable, "-m", "zturbo", "serve"], env=environment, capture_output=True, text=True, check=False
+        )
+        assert second.returncode == 1, second.stderr
+        assert f"another server uses {server.data_dir}" in second.stderr
+        assert "Traceback" not in second.stderr
         assert draw(server).status == 200
 
 

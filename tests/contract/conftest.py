@@ -26,9 +26,12 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
     return True
 
 
-@pytest.fixture(params=["sqlite", "memory"])
+@pytest.fixture(params=["sqlite", "serving", "memory"])
 def records(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Records]:
-    opened: Records = MemoryRecords() if request.param == "memory" else asyncio.run(open_sqlite(tmp_path / "r.db"))
+    """`serving` is what a server has: SQLite with keys at hand."""
+    opened: Records = MemoryRecords()
+    if request.param != "memory":
+        opened = asyncio.run(open_sqlite(tmp_path / "r.db", serve=request.param == "serving"))
     yield opened
     asyncio.run(opened.close())
 

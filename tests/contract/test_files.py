@@ -130,3 +130,17 @@ def test_only_names_are_names(text: str) -> None:
 @given(st.sampled_from(OUTPUT_FORMATS))
 def test_new_names_are_names(output_format: str) -> None:
     assert is_name(new_name(output_format))
+
+
+async def test_content_may_be_made_by_the_store(store: Store) -> None:
+    name = await store.files.put(lambda: b"made", "png")
+    assert await content(store.files, name) == b"made"
+
+
+async def test_content_that_cannot_be_made_is_the_callers_error_and_nothing_is_kept(store: Store) -> None:
+    def broken() -> bytes:
+        raise OSError("the encoder broke")
+
+    with pytest.raises(OSError, match="the encoder broke"):
+        await store.files.put(broken, "png")
+    assert not [name for folder in await store.files.folders() for name in await store.files.names(folder)]

@@ -26,6 +26,7 @@ from zturbo.pictures import read_metadata
 from zturbo.safety.checker import Safety
 from zturbo.safety.prompts import GuardEndpoint
 from zturbo.storage.embedded import now_ms
+from zturbo.storage.files import Content
 from zturbo.storage.records import Generation, Screening
 
 pytestmark = pytest.mark.anyio
@@ -103,7 +104,8 @@ async def test_the_drawn_picture_never_reaches_the_store(engine: Instant, monkey
         put: list[bytes] = []
         real = server.service.files.put
 
-        async def watched(data: bytes, output_format: str) -> str:
+        async def watched(content: Content, output_format: str) -> str:
+            data = content if isinstance(content, bytes) else content()
             put.append(data)
             return await real(data, output_format)
 

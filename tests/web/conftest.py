@@ -10,7 +10,7 @@ from typing import Any
 import httpx2
 import pytest
 import uvicorn
-from fastapi import FastAPI
+from starlette.applications import Starlette
 
 from tests.api.instant import Instant
 from zturbo.api.app import create_app
@@ -30,7 +30,7 @@ class Playground:
 
     url: str
     engine: Instant
-    app: FastAPI
+    app: Starlette
 
 
 @contextmanager

@@ -6,7 +6,7 @@ import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
-from fastapi import FastAPI
+from starlette.applications import Starlette
 from starlette.middleware.cors import CORSMiddleware
 
 from zturbo.api import errors, images, keys, models, monitoring, openapi, pictures, usage, web
@@ -38,7 +38,7 @@ def create_app(
     open_storage: Callable[[], Awaitable[Storage]],
     config: Config,
     show_key: Callable[[str], None] = lambda _text: None,
-) -> FastAPI:
+) -> Starlette:
     """The application of one worker and one store.
 
     Args:
@@ -50,7 +50,7 @@ def create_app(
     metrics, signer = Metrics(), open_signer(config)
 
     @asynccontextmanager
-    async def life(app: FastAPI) -> AsyncIterator[None]:
+    async def life(app: Starlette) -> AsyncIterator[None]:
         storage = await open_storage()
         try:
             if made := await first_key(storage.records.keys, config.api_key, now_ms()):
@@ -67,7 +67,9 @@ def create_app(
         finally:
             await storage.close()
 
-    app = FastAPI(lifespan=life, redirect_slashes=False, openapi_url=None)  # openapi.py answers in its place
+    routes = [route for part in PARTS for route in part.router.routes]
+    app = Starlette(routes=routes, lifespan=life)
+    app.router.redirect_slashes = False
     app.state.config = config
     app.state.models = model_names(config.model_aliases)
     app.state.managing = asyncio.Lock()  # changes of keys take turns
@@ -75,7 +77,7 @@ def create_app(
     # Behind a proxy anybody is local.
     app.state.sessions = LocalSessions(config.host, enabled=config.local_sessions and not config.public_url)
     errors.install(app)
-    app.router.routes[:] = app.state.routes = [route for part in PARTS for route in part.router.routes]
+    app.state.routes = routes
     openapi.publish(app, OPERATIONS)
     app.add_middleware(
         CORSMiddleware, allow_origins=["*"], allow_methods=["*"], allow_headers=["*"], expose_headers=list(EXPOSED)

@@ -9,16 +9,19 @@ from datetime import UTC, datetime
 from http import HTTPStatus
 from typing import Any
 
-from fastapi import FastAPI, Request
+from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
-from zturbo.errors import InsufficientCredits, InvalidInput, Problem, ZTurboError
+from zturbo.errors import Cancelled, InsufficientCredits, InvalidInput, Problem, ZTurboError
 from zturbo.params import shown
 
 TYPES = {400: "invalid_request_error", 401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 KINDS = {InsufficientCredits.code: "err_insufficent_credits"}  # the published API's spelling
+TITLES = {Cancelled.status: "Client Closed Request"}
+"""Of statuses that no standard names; this one is nginx's."""
 CODES = {404: "not_found", 405: "method_not_allowed", 413: "body_too_large"}
 
 
@@ -35,7 +38,7 @@ def error_body(
         request_id: of the request.
         problems: of the request's members, all of them.
     """
-    title = HTTPStatus(status).phrase
+    title = TITLES.get(status) or HTTPStatus(status).phrase
     issues = [
         {"path": list(one.path), "message": one.message, "received": _json_safe(one.received), "hint": one.hint}
         for one in problems
@@ -117,7 +120,7 @@ def _allowed(request: Request) -> list[str]:
     return sorted({method for methods in found for method in methods})
 
 
-def install(app: FastAPI) -> None:
+def install(app: Starlette) -> None:
     """Make `respond` answer for every error but a crash, which the request-id middleware turns into a 500."""
 
     async def handler(request: Request, error: Exception) -> JSONResponse:

@@ -8,9 +8,8 @@ import re
 import secrets
 import time
 
-from fastapi import Request
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.requests import ClientDisconnect
+from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from zturbo.api.errors import respond

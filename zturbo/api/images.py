@@ -8,8 +8,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
 
-from fastapi import APIRouter, Request
-from starlette.requests import ClientDisconnect
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
@@ -17,6 +16,7 @@ from zturbo.api.answers import Answer, event, preview_event, progress_event
 from zturbo.api.errors import error_of
 from zturbo.api.identity import CLIENT_CLOSED, authorize, client_id_of
 from zturbo.api.repeats import REPLAYED, Repetition, reserve
+from zturbo.api.routes import Router
 from zturbo.api.schemas import ImageRequest, read_json_object
 from zturbo.api.sessions import origin_of
 from zturbo.config import Config
@@ -35,7 +35,7 @@ Result = TypeVar("Result")
 PATHS = ("/v1/images/generations", "/v1/images/generations/", "/images/generations", "/images/generations/")
 """The published path first, then those that clients use as well."""
 
-router = APIRouter()
+router = Router()
 
 
 async def generate_images(request: Request) -> Response:
@@ -71,8 +71,8 @@ async def generate_images(request: Request) -> Response:
     raise AssertionError("unreachable: every way out of the block returns or raises")
 
 
-for path in PATHS:  # plain routes: the framework's dependencies and models would only cost time here
-    router.add_route(path, generate_images, ["POST"], include_in_schema=path == PATHS[0])
+for path in PATHS:
+    router.route(path, "POST", include_in_schema=path == PATHS[0])(generate_images)
 
 
 class EventStream(StreamingResponse):

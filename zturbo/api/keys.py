@@ -9,11 +9,12 @@ import asyncio
 from collections.abc import Mapping
 from typing import Any
 
-from fastapi import APIRouter, Request
+from starlette.requests import Request
 from starlette.responses import JSONResponse
 
 from zturbo.api.identity import authenticate, authorize
 from zturbo.api.images import read_body
+from zturbo.api.routes import Router
 from zturbo.keys import NAMES, Facts, change, create, keep_a_manager, read, revoke
 from zturbo.reports import key_report
 from zturbo.storage.embedded import now_ms
@@ -24,10 +25,10 @@ UNNAMED = "unnamed"
 PRIVATE = {"cache-control": "no-store"}
 """Header of answers that are for one reader only."""
 
-router = APIRouter()
+router = Router()
 
 
-@router.post("/v1/keys")
+@router.route("/v1/keys", "POST")
 async def create_key(request: Request) -> JSONResponse:
     """Make a key; its whole text is in this answer and nowhere else."""
     await authorize(request, "management")
@@ -37,7 +38,7 @@ async def create_key(request: Request) -> JSONResponse:
     return await _told(records, key, text)
 
 
-@router.get("/v1/keys")
+@router.route("/v1/keys", "GET")
 async def list_keys(request: Request) -> JSONResponse:
     """Every key, oldest first."""
     await authorize(request, "management")
@@ -46,29 +47,29 @@ async def list_keys(request: Request) -> JSONResponse:
     return JSONResponse({"data": await asyncio.gather(*reports)}, headers=PRIVATE)
 
 
-@router.get("/v1/key")
+@router.route("/v1/key", "GET")
 async def own_key(request: Request) -> JSONResponse:
     """The key that asks."""
     return await _told(records_of(request), await authenticate(request))
 
 
-@router.patch("/v1/keys/{prefix}")
-async def change_key(request: Request, prefix: str) -> JSONResponse:
+@router.route("/v1/keys/{prefix}", "PATCH")
+async def change_key(request: Request) -> JSONResponse:
     """Change what is given; the rest stays."""
     await authorize(request, "management")
     facts = read_facts(await read_body(request), now_ms())
-    records = records_of(request)
+    records, prefix = records_of(request), request.path_params["prefix"]
     async with request.app.state.managing:
         await keep_a_manager(records.keys, prefix, facts, now_ms())
         key = await change(records.keys, prefix, facts, now_ms())
     return await _told(records, key)
 
 
-@router.delete("/v1/keys/{prefix}")
-async def delete_key(request: Request, prefix: str) -> JSONResponse:
+@router.route("/v1/keys/{prefix}", "DELETE")
+async def delete_key(request: Request) -> JSONResponse:
     """Delete a key; its requests stay in the log."""
     await authorize(request, "management")
-    records = records_of(request)
+    records, prefix = records_of(request), request.path_params["prefix"]
     async with request.app.state.managing:
         await keep_a_manager(records.keys, prefix, None, now_ms())
         await revoke(records.keys, prefix)

@@ -4,14 +4,16 @@ import hashlib
 import json
 from typing import Any
 
-from fastapi import APIRouter, HTTPException, Request
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from zturbo.api.routes import Router
 from zturbo.api.schemas import MODEL
 from zturbo.engine.worker import Worker
 from zturbo.safety.checker import described as checker_facts
 
-router = APIRouter()
+router = Router()
 
 
 def described(request: Request) -> dict[str, Any]:
@@ -39,16 +41,17 @@ def described(request: Request) -> dict[str, Any]:
     }
 
 
-@router.get("/v1/models")
-@router.get("/models", include_in_schema=False)
+@router.route("/v1/models", "GET")
+@router.route("/models", "GET", include_in_schema=False)
 async def list_models(request: Request) -> Response:
     """The models that can be asked for; needs no key."""
     return _tagged(request, {"object": "list", "data": [described(request)]})
 
 
-@router.get("/model/{name:path}")
-async def one_model(request: Request, name: str) -> Response:
+@router.route("/model/{name:path}", "GET")
+async def one_model(request: Request) -> Response:
     """One model by its id or an alias."""
+    name = request.path_params["name"]
     if name not in request.app.state.models:
         raise HTTPException(404, f"no model {name!r}; there is {MODEL}")
     return _tagged(request, {"object": "model", "data": described(request)})

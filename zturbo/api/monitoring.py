@@ -1,35 +1,34 @@
 """What operators and their machines ask: alive, ready, how much."""
 
-from typing import Any
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
 
-from fastapi import APIRouter, Request
-from starlette.responses import Response
-
+from zturbo.api.routes import Router
 from zturbo.errors import Busy
 from zturbo.metrics import CONTENT_TYPE
 from zturbo.service import Service
 
 READY_RETRY_S = 1
 
-router = APIRouter()
+router = Router()
 
 
-@router.get("/healthz")
-async def health() -> dict[str, str]:
+@router.route("/healthz", "GET")
+async def health(_request: Request) -> Response:
     """The process answers."""
-    return {"status": "ok"}
+    return JSONResponse({"status": "ok"})
 
 
-@router.get("/readyz")
-async def ready(request: Request) -> dict[str, Any]:
+@router.route("/readyz", "GET")
+async def ready(request: Request) -> Response:
     """The model is loaded and warm, and requests are taken; else a 503 with the reason."""
     service: Service = request.app.state.service
     if service.worker.queue.refusal is not None:
         raise Busy(service.worker.queue.refusal, READY_RETRY_S)
-    return {"status": "ready", "waiting": len(service.worker.queue)}
+    return JSONResponse({"status": "ready", "waiting": len(service.worker.queue)})
 
 
-@router.get("/metrics")
+@router.route("/metrics", "GET")
 async def metrics(request: Request) -> Response:
     """The server's counters, for Prometheus."""
     service: Service = request.app.state.service

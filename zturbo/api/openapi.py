@@ -2,7 +2,7 @@
 
 OpenAPI 3.0.3, as the published document is 3.0: its operation stands here in its own words (`nullable` included), with
 our members beside it, and generators of 3.0 and of 3.1 both read it. Every limit is taken from where it is enforced.
-FastAPI could not have written it: the endpoint reads its body itself, to tell all problems of it at once.
+No framework could have written it: the endpoint reads its body itself, to tell all problems of it at once.
 """
 
 import hashlib
@@ -10,17 +10,19 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from fastapi import APIRouter, Request
+from starlette.requests import Request
 from starlette.responses import Response
 
 from zturbo import __version__
 from zturbo.api.identity import CLIENT_ID
 from zturbo.api.reference import POLICY, page
 from zturbo.api.repeats import KEY_PATTERN
+from zturbo.api.routes import Router
 from zturbo.api.schemas import DELIVERIES, MAX_PARTIAL_IMAGES, MODEL, SIZE_PATTERN
 from zturbo.errors import (
     Busy,
     Conflict,
+    ContentPolicyViolation,
     DeadlinePassed,
     FileGone,
     Forbidden,
@@ -53,16 +55,16 @@ Json = dict[str, Any]
 GENERATIONS = "/v1/images/generations"
 DEFAULTS: Mapping[str, str] = {member.name: member.default_text for member in MEMBERS}
 
-router = APIRouter()
+router = Router()
 
 
-@router.get("/openapi.json", include_in_schema=False)
+@router.route("/openapi.json", "GET", include_in_schema=False)
 async def openapi(request: Request) -> Response:
     """The document."""
     return _cached(request, request.app.state.openapi, "application/json")
 
 
-@router.get("/docs", include_in_schema=False)
+@router.route("/docs", "GET", include_in_schema=False)
 async def docs(request: Request) -> Response:
     """The same for people: one page without scripts, and without anything from another host."""
     return _cached(request, request.app.state.reference, "text/html; charset=utf-8")
@@ -268,6 +270,18 @@ USAGE = _object(
     credits_used=_whole("The price in credits; 2,000,000 are one US dollar.", minimum=0),
     usd_spent={"type": "number", "minimum": 0, "description": "The same in US dollars."},
 )
+EXPANSION = _object(
+    ("applied", "cached", "reason"),
+    applied={"type": "boolean", "description": "Whether something was added to the prompt."},
+    cached={"type": "boolean", "description": "Whether that text was known already."},
+    reason=_text("Why nothing was added; empty where something was."),
+) | {"description": "What became of the prompt. Absent where no expansion was asked for."}
+SAFETY = _object(
+    ("checker", "threshold", "scores"),
+    checker=_text("name@version."),
+    threshold={"type": "number", "description": "A picture whose score reaches it is withheld."},
+    scores=_list({"type": "number"}, "Of each picture, in order."),
+) | {"description": "What the safety checker found. Absent where nothing was checked."}
 MODEL_SCHEMA = _object(
     ("id", "object", "type", "info", "tags", "aliases"),
     id=_text("What requests call it."),
@@ -319,7 +333,8 @@ HEADERS: Json = {
     "ETag": {"description": "Changes with the content.", "schema": {"type": "string"}},
 }
 EVENTS = {
-    "progress": "stage, image, images, step, steps",
+    "progress": "stage, image, images, step, steps; with the stage `queued` position and, where known, expected_s;"
+    " with `encode` prompt and prompt_expansion",
     "partial_image": "a preview: b64_json, partial_image_index",
     "completed": "for each picture: b64_json, its url where one was asked for, usage",
     "failed": "in place of the rest: the members of `Error`",
@@ -367,8 +382,8 @@ _KEY: list[Json] = [{"key": []}]
 
 def _generations(models: tuple[str, ...]) -> Json:
     refusals = errors(
-        InvalidInput, Unauthorized, Forbidden, Conflict, FileGone, TooLarge, WrongMediaType, RateLimited, Busy,
-        StorageError, DeadlinePassed,
+        InvalidInput, ContentPolicyViolation, Unauthorized, Forbidden, Conflict, FileGone, TooLarge, WrongMediaType,
+        RateLimited, Busy, StorageError, DeadlinePassed,
     )  # fmt: skip
     return {
         "operationId": "_v1_images_generations",
@@ -401,7 +416,9 @@ def _pictures() -> Json:
         images=_list(_ref("Picture"), "The same once more, for clients that read this name."),
         seed=_whole("Of the first picture.", minimum=1),
         prompt=_text("The prompt that was drawn."),
+        prompt_expansion=EXPANSION,
         has_nsfw_concepts=_list({"type": "boolean"}, "For each picture, whether the safety checker withheld it."),
+        safety=SAFETY,
         timings={
             "type": "object",
             "additionalProperties": {"type": "number"},

@@ -4,22 +4,23 @@ import asyncio
 import re
 from collections.abc import AsyncIterator
 
-from fastapi import APIRouter, Request
+from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
+from zturbo.api.routes import Router
 from zturbo.storage.files import Files, OpenFile
 
 CHUNK_BYTES = 1 << 18
 _RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})", re.ASCII)
 
-router = APIRouter()
+router = Router()
 
 
-@router.api_route("/files/b/{name:path}", methods=["GET", "HEAD"], name="file")
-async def file(request: Request, name: str) -> Response:
+@router.route("/files/b/{name:path}", "GET", "HEAD")
+async def file(request: Request) -> Response:
     """One picture; 404 where there never was one, 410 after its retention."""
     files: Files = request.app.state.service.files
-    opened = await files.open(name)
+    opened = await files.open(request.path_params["name"])
     headers = {
         "content-type": opened.content_type,
         "cache-control": "public, max-age=31536000, immutable",

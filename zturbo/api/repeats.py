@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from fastapi import Request
+from starlette.requests import Request
 
 from zturbo.errors import Conflict, InvalidInput, Problem
 from zturbo.params import shown

@@ -4,6 +4,7 @@ Granian runs it: it bounds headers and their time, answers 431 where others swal
 the worker again should it die. Settings reach the worker through the environment.
 """
 
+import asyncio
 import os
 import signal
 import socket
@@ -14,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fastapi import FastAPI
+from starlette.applications import Starlette
 
 from zturbo import logs
 from zturbo.api.app import create_app
@@ -22,7 +23,7 @@ from zturbo.config import CONFIG_VARIABLE, SETTINGS, Config, load_config
 from zturbo.engine.queue import AdmissionQueue
 from zturbo.engine.worker import Draws, Worker
 from zturbo.errors import ConfigError
-from zturbo.storage.embedded import open_storage
+from zturbo.storage.embedded import open_storage, try_storage
 
 ORPHAN_POLL_S = 0.5
 
@@ -31,12 +32,12 @@ if TYPE_CHECKING:
     from zturbo.safety.checker import Safety
 
 
-def make_app() -> FastAPI:
+def make_app() -> Starlette:
     """The application as the environment's settings ask; called in the worker process."""
     return make_app_of(_load)
 
 
-def make_app_of(load: Callable[[Config], Draws]) -> FastAPI:
+def make_app_of(load: Callable[[Config], Draws]) -> Starlette:
     """The application as the environment's settings ask, round an engine of the caller's.
 
     Args:
@@ -108,11 +109,13 @@ def run(config: Config, config_file: Path | None, factory: str = "zturbo.api.ser
 
     Raises:
         ConfigError: the address cannot be listened on, as when another server has it.
+        StorageError: the data folder cannot be used, as when another server has it.
     """
     from granian import Granian
     from granian.constants import Interfaces
 
     _probe(config.host, config.port)
+    asyncio.run(try_storage(config))  # here it is one message; in the worker a traceback, and another try
     if config_file is not None:
         os.environ[CONFIG_VARIABLE] = str(config_file)
     for setting in SETTINGS:  # the worker reads the same settings, wherever they came from

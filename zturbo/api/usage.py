@@ -8,11 +8,12 @@ from collections.abc import Collection, Mapping
 from types import MappingProxyType
 from typing import Any, cast, get_args
 
-from fastapi import APIRouter, Request
+from starlette.requests import Request
 from starlette.responses import JSONResponse
 
 from zturbo.api.identity import authenticate
 from zturbo.api.keys import PRIVATE, records_of
+from zturbo.api.routes import Router
 from zturbo.api.sessions import KEY_PREFIX
 from zturbo.errors import Forbidden, InvalidInput, Problem
 from zturbo.keys import PREFIX_LENGTH, allows
@@ -28,10 +29,10 @@ PREFIX_PATTERN = f"[0-9a-f]{{{PREFIX_LENGTH}}}|{KEY_PREFIX}"
 MAX_OFFSET = 2**53 - 1
 _PREFIX, _NUMBER = re.compile(PREFIX_PATTERN), re.compile("[0-9]{1,18}")
 
-router = APIRouter()
+router = Router()
 
 
-@router.get("/v1/billing/balance")
+@router.route("/v1/billing/balance", "GET")
 async def balance(request: Request) -> JSONResponse:
     """What can still be spent, in credits."""
     key = await authenticate(request)
@@ -39,7 +40,7 @@ async def balance(request: Request) -> JSONResponse:
     return JSONResponse(balance_report(await spendable(records_of(request).ledger, key, now), now), headers=PRIVATE)
 
 
-@router.get("/v2/billing")
+@router.route("/v2/billing", "GET")
 async def billing(request: Request) -> JSONResponse:
     """What can still be spent, in US dollars."""
     key = await authenticate(request)
@@ -48,13 +49,13 @@ async def billing(request: Request) -> JSONResponse:
     return JSONResponse({"current_balance": usd(report["balance"]), "currency": CURRENCY}, headers=PRIVATE)
 
 
-@router.get("/v2/usage")
+@router.route("/v2/usage", "GET")
 async def usage(request: Request) -> JSONResponse:
     """What was spent in a period; with `group_by` also by group."""
     return await _usage(request, by_model=False)
 
 
-@router.get("/v2/usage/detail")
+@router.route("/v2/usage/detail", "GET")
 async def usage_detail(request: Request) -> JSONResponse:
     """The same, with the sums of each model."""
     return await _usage(request, by_model=True)
@@ -68,7 +69,7 @@ async def _usage(request: Request, by_model: bool) -> JSONResponse:
     )
 
 
-@router.get("/v2/logs")
+@router.route("/v2/logs", "GET")
 async def logs(request: Request) -> JSONResponse:
     """Requests, newest first; failed and rejected ones as well."""
     key = await authenticate(request)

@@ -11,9 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
-from fastapi import APIRouter, HTTPException, Request
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from zturbo.api.routes import Router
 from zturbo.api.sessions import LIFETIME_S, LocalSessions
 
 FOLDER = Path(__file__).parent.parent / "web"
@@ -52,7 +54,7 @@ HEADERS: Mapping[str, str] = MappingProxyType(
     }
 )
 
-router = APIRouter()
+router = Router()
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,15 +84,16 @@ def _read(path: Path) -> Page:
 PAGES = read_pages()
 
 
-@router.api_route("/", methods=["GET", "HEAD"], include_in_schema=False)
+@router.route("/", "GET", "HEAD", include_in_schema=False)
 async def index(request: Request) -> Response:
     """The playground."""
     return answer(request, PAGES[INDEX])
 
 
-@router.api_route("/web/{name:path}", methods=["GET", "HEAD"], include_in_schema=False)
-async def page(request: Request, name: str) -> Response:
+@router.route("/web/{name:path}", "GET", "HEAD", include_in_schema=False)
+async def page(request: Request) -> Response:
     """One of its files; 404 for every other name."""
+    name = request.path_params["name"]
     found = PAGES.get(name)
     if found is None:
         raise HTTPException(404, f"the playground has no file {name[:60]!r}")
@@ -107,7 +110,7 @@ def answer(request: Request, found: Page) -> Response:
     return Response(b"" if request.method == "HEAD" else found.data, headers=headers)
 
 
-@router.post("/web/session", include_in_schema=False)
+@router.route("/web/session", "POST", include_in_schema=False)
 async def open_session(request: Request) -> JSONResponse:
     """A token for this server's own page on this computer; see `zturbo.api.sessions`."""
     sessions: LocalSessions = request.app.state.sessions

@@ -71,8 +71,9 @@ class Worker:
             lanes = self.engine.lanes
         except BaseException as error:  # told to whoever asks, by `failure` and by the queue's refusal
             self.failure = error
-            log.critical("the model could not be loaded: %s", error, exc_info=not isinstance(error, ZTurboError))
-            self.queue.drain(f"the model or its safety checker could not be loaded: {error}")
+            reason = f"the model or its safety checker could not be loaded: {error}"
+            log.critical(reason, exc_info=not isinstance(error, ZTurboError))
+            self.queue.drain(reason)
             return
         self.queue.open(lanes)
         others = [threading.Thread(target=self._lane, name="engine", daemon=True) for _ in range(lanes - 1)]

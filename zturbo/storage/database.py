@@ -17,7 +17,7 @@ import re
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -67,7 +67,7 @@ class Database:
         self._writer = writer
         self._turn = turn
         self._serving = serving
-        self._jobs: queue.SimpleQueue[tuple[Job[Any], Future[Any]] | None] = queue.SimpleQueue()
+        self._jobs: queue.SimpleQueue[tuple[Job[Any], asyncio.Future[Any]] | None] = queue.SimpleQueue()
         self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="zturbo-read")
         self._reading = threading.local()
         self._read_connections: list[sqlite3.Connection] = []
@@ -119,14 +119,13 @@ class Database:
         Raises:
             StorageError: nothing of the job was written.
         """
-        future: Future[Result] = Future()
-        future.set_running_or_notify_cancel()  # from now on nobody can cancel it
+        future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
         with self._gate:
             if self._closed:
                 raise StorageError(f"{self.path} is closed", "the server is shutting down")
             self._jobs.put((job, future))
         with translated(self.path):
-            return await asyncio.wrap_future(future)
+            return await future
 
     async def read(self, job: Job[Result]) -> Result:
         """Run a job on a connection that cannot write.
@@ -184,13 +183,9 @@ class Database:
                 results = self._commit(batch)
             except BaseException as error:  # whoever waits must hear of it, whatever it is
                 results = [error] * len(batch)
-            for (_, future), result in zip(batch, results, strict=True):
-                if isinstance(result, BaseException):
-                    future.set_exception(result)
-                else:
-                    future.set_result(result)
+            _tell([future for _, future in batch], results)
 
-    def _next_batch(self) -> list[tuple[Job[Any], Future[Any]]]:
+    def _next_batch(self) -> list[tuple[Job[Any], asyncio.Future[Any]]]:
         batch = []
         item = self._jobs.get()
         while item is not None:
@@ -202,7 +197,7 @@ class Database:
             self._jobs.put(None)  # after this batch; nothing is put behind it once the gate is closed
         return batch
 
-    def _commit(self, batch: list[tuple[Job[Any], Future[Any]]]) -> list[Any]:
+    def _commit(self, batch: list[tuple[Job[Any], asyncio.Future[Any]]]) -> list[Any]:
         """Run the jobs of one transaction; each result is what the job returned or raised."""
         with _held(self._turn):
             self._writer.execute("BEGIN IMMEDIATE")
@@ -302,6 +297,26 @@ def translated(path: Path) -> Iterator[None]:
         raise StorageError(f"cannot use {path}: {error}", hint) from error
     except OSError as error:
         raise StorageError(f"cannot use {path}: {error.strerror or error}") from error
+
+
+def _tell(futures: list[asyncio.Future[Any]], results: list[Any]) -> None:
+    """Bring results from the writer's thread to those who wait, waking each event loop once for all of them."""
+    ended: dict[asyncio.AbstractEventLoop, list[tuple[asyncio.Future[Any], Any]]] = {}
+    for future, result in zip(futures, results, strict=True):
+        ended.setdefault(future.get_loop(), []).append((future, result))
+    for loop, some in ended.items():
+        with contextlib.suppress(RuntimeError):  # a loop that is closed: nobody waits on it any more
+            loop.call_soon_threadsafe(_settle, some)
+
+
+def _settle(ended: list[tuple[asyncio.Future[Any], Any]]) -> None:
+    for future, result in ended:
+        if future.done():  # its caller was cancelled
+            continue
+        if isinstance(result, BaseException):
+            future.set_exception(result)
+        else:
+            future.set_result(result)
 
 
 @contextlib.contextmanager

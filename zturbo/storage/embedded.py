@@ -36,19 +36,31 @@ async def open_storage(config: Config) -> Storage:
     Raises:
         StorageError: it cannot be made, read or written, or another server has it.
     """
-    files = await LocalFiles.start(config.files_dir)
+    storage = await _take(config)
     try:
-        records = await open_sqlite(config.records_file, serve=True, now_ms=now_ms())
-    except BaseException:
-        await files.close()
-        raise
-    storage = Storage(records, files)
-    try:
-        await remove_unknown(files, records.history)
+        await remove_unknown(storage.files, storage.records.history)
     except BaseException:
         await storage.close()
         raise
     return storage
+
+
+async def try_storage(config: Config) -> None:
+    """Find out whether `open_storage` will work, before a worker process depends on it.
+
+    Raises:
+        StorageError: as `open_storage`.
+    """
+    await (await _take(config)).close()
+
+
+async def _take(config: Config) -> Storage:
+    files = await LocalFiles.start(config.files_dir)
+    try:
+        return Storage(await open_sqlite(config.records_file, serve=True, now_ms=now_ms()), files)
+    except BaseException:
+        await files.close()
+        raise
 
 
 async def open_records(config: Config, *, make: bool) -> SqliteRecords:

@@ -6,6 +6,7 @@ bits: whoever has the name may have the picture. The 8 only spread pictures over
 
 import re
 import secrets
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import BinaryIO, Protocol
 
@@ -28,13 +29,17 @@ class OpenFile:
     content_type: str
 
 
+Content = bytes | Callable[[], bytes]
+"""A file's bytes, or what makes them; it may be called on another thread."""
+
+
 class Files(Protocol):
     """The pictures. Every method may raise StorageError, and works again once the cause is gone."""
 
-    async def put(self, data: bytes, output_format: str) -> str:
+    async def put(self, content: Content, output_format: str) -> str:
         """Keep a picture, whole or not at all, and on the disk when this returns; returns its new name.
 
-        Where the caller is cancelled while it waits, nothing is kept.
+        Where the caller is cancelled while it waits, nothing is kept. What making the content raises is raised here.
         """
 
     async def open(self, name: str) -> OpenFile:

@@ -23,6 +23,7 @@ from zturbo.errors import FileGone, NoSuchFile, StorageError, ZTurboError
 from zturbo.pictures import sync_folder, write_atomic
 from zturbo.storage.disk import Turn
 from zturbo.storage.files import (
+    Content,
     OpenFile,
     content_type_of,
     is_folder,
@@ -36,7 +37,7 @@ Result = TypeVar("Result")
 FOLDER_SIZE = 1000
 """Pictures of one folder, so that no listing is long."""
 THREADS = 4
-"""A write waits for the disk, not for the processor."""
+"""A write waits for the disk more than for the processor, encoding included."""
 _SWEPT = "swept"
 _READ = os.O_RDONLY | sum(getattr(os, flag, 0) for flag in ("O_NOFOLLOW", "O_NONBLOCK", "O_CLOEXEC", "O_BINARY"))
 """No link is followed, and no pipe is waited for."""
@@ -83,13 +84,15 @@ class LocalFiles:
                 raise
             return cls(root, turn)
 
-    async def put(self, data: bytes, output_format: str) -> str:
+    async def put(self, content: Content, output_format: str) -> str:
         def job() -> str:
-            name = new_name(output_format, self._next_folder())
-            write_atomic(self._root / name, data)
-            return name
+            data = content if isinstance(content, bytes) else content()  # its errors are none of this store's
+            with _translated(self._root):
+                name = new_name(output_format, self._next_folder())
+                write_atomic(self._root / name, data)
+                return name
 
-        return await self._run(job, undo=lambda name: (self._root / name).unlink(missing_ok=True))
+        return await self._visit(job, undo=lambda name: (self._root / name).unlink(missing_ok=True))
 
     async def open(self, name: str) -> OpenFile:
         if not is_name(name):
@@ -135,7 +138,16 @@ class LocalFiles:
         self._turn.close()
 
     async def _run(self, job: Callable[[], Result], undo: Callable[[Result], object] | None = None) -> Result:
-        """Run a job on a thread, its errors turned into StorageError.
+        """Run a job on a thread, its errors turned into StorageError; `undo` as in `_visit`."""
+
+        def translated() -> Result:
+            with _translated(self._root):
+                return job()
+
+        return await self._visit(translated, undo)
+
+    async def _visit(self, job: Callable[[], Result], undo: Callable[[Result], object] | None = None) -> Result:
+        """Run a job on a thread.
 
         Args:
             undo: given the result of a job whose caller was cancelled meanwhile, so that nobody has it.
@@ -144,8 +156,7 @@ class LocalFiles:
             raise StorageError(f"the files in {self._root} are closed", "the server is shutting down")
         future = self._pool.submit(job)
         try:
-            with _translated(self._root):
-                return await asyncio.shield(asyncio.wrap_future(future))
+            return await asyncio.shield(asyncio.wrap_future(future))
         except asyncio.CancelledError:
             if undo is not None:
                 future.add_done_callback(lambda ended: ended.exception() or undo(ended.result()))

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
 from zturbo.errors import FileGone, NoSuchFile
-from zturbo.storage.files import OpenFile, content_type_of, is_name, new_name
+from zturbo.storage.files import Content, OpenFile, content_type_of, is_name, new_name
 from zturbo.storage.records import (
     DAY_MS,
     Account,
@@ -285,7 +285,8 @@ class MemoryFiles:
         self._swept: set[str] = set()
         self._folder = new_name("png")[:8]
 
-    async def put(self, data: bytes, output_format: str) -> str:
+    async def put(self, content: Content, output_format: str) -> str:
+        data = content if isinstance(content, bytes) else content()
         name = new_name(output_format, self._folder)
         self._pictures[name] = (data, self._clock_ms())
         return name

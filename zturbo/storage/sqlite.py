@@ -9,6 +9,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from zturbo.storage.cached import CachedKeys
 from zturbo.storage.database import Database, Migration
 from zturbo.storage.records import (
     DAY_MS,
@@ -19,6 +20,7 @@ from zturbo.storage.records import (
     GroupBy,
     Key,
     KeyLimit,
+    Keys,
     LogPage,
     Refusal,
     Request,
@@ -59,7 +61,7 @@ class SqliteRecords:
     """All seams of one database file. Made by `open_sqlite`."""
 
     def __init__(self, database: Database) -> None:
-        self.keys = SqliteKeys(database)
+        self.keys: Keys = SqliteKeys(database)
         self.ledger = SqliteLedger(database)
         self.history = SqliteHistory(database)
         self.idempotency = SqliteIdempotency(database)
@@ -86,7 +88,7 @@ async def open_sqlite(
     Args:
         path: the file.
         serve: be its only server. Requests that a killed server left running end as failed, with error
-            `server_stopped`, and their holds and idempotency keys are free again.
+            `server_stopped`, and their holds and idempotency keys are free again. Keys are kept at hand for a second.
         now_ms: when they ended, if serving.
         migrations: as `Database.open`.
 
@@ -94,13 +96,15 @@ async def open_sqlite(
         StorageError: as `Database.open`.
     """
     database = await asyncio.to_thread(Database.open, path, serve=serve, migrations=migrations)
+    records = SqliteRecords(database)
     if serve:
+        records.keys = CachedKeys(records.keys)
         try:
             await database.write(lambda connection: _end_interrupted(connection, now_ms))
         except BaseException:
             await database.close()
             raise
-    return SqliteRecords(database)
+    return records
 
 
 class SqliteKeys:
