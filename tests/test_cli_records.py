@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from tests.api.server_process import GENERATIONS, KEY, Serving, serving
 from tests.contract.samples import done, failed, request
 from zturbo.cli import main
 from zturbo.keys import SCOPES
+from zturbo.storage.cached import FRESH_S
 from zturbo.storage.embedded import now_ms
 from zturbo.storage.local import LocalFiles
 from zturbo.storage.records import DAY_MS, Generation, Records
@@ -265,20 +267,24 @@ def draw(server: Serving, key: str = KEY) -> tuple[int, Any]:
     return answer.status, answer.json()
 
 
-def test_a_running_server_meets_every_change_at_once(run: Callable[..., Told], server: Serving) -> None:
+def test_a_running_server_meets_every_change_within_a_second(run: Callable[..., Told], server: Serving) -> None:
+    def change(*words: str) -> None:
+        run("keys", *words)
+        time.sleep(FRESH_S)  # as long as the server may remember the key as it was
+
     key = run("keys", "create", "phone", "--limit", "0.0105").out.strip()
     assert [draw(server, key)[0] for _ in range(3)] == [200, 200, 403]
     assert run("keys", "show", key[:8], "--json").json()["data"]["limit"]["spent"] == 0.0105
-    run("keys", "update", key[:8], "--limit", "none")
+    change("update", key[:8], "--limit", "none")
     assert draw(server, key)[0] == 200
-    run("keys", "update", key[:8], "--disable")
+    change("update", key[:8], "--disable")
     assert draw(server, key)[0] == 401
-    run("keys", "update", key[:8], "--enable")
+    change("update", key[:8], "--enable")
     run("balance", "--set", "0.00525")
     assert [draw(server, key)[0] for _ in range(2)] == [200, 403]
     run("balance", "--add", "1")
     assert draw(server, key)[0] == 200
-    run("keys", "revoke", key[:8])
+    change("revoke", key[:8])
     assert draw(server, key)[0] == 401
     assert run("usage", "--key", key[:8], "--json").json()["images"] == 5
     assert {row["status"] for row in run("logs", "--json").json()["data"]} == {"succeeded", "failed"}
