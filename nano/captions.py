@@ -490,17 +490,31 @@ def _long_subject(subject: Subject, rng: Rng) -> str:
     return f"{opening} {verb} {phrase}{' ' + doing if doing else ''}{' ' + worn if worn else ''}."
 
 
-def long_caption(scene: Scene, rng: Rng) -> str:
-    """Two to four sentences that name everything; what the language model learns to write."""
-    subjects = [_capital(_long_subject(subject, rng)) for subject in scene.subjects]
-    stage = f"The scene is {STAGES[scene.setting]}"
+def _stage(scene: Scene, rng: Rng) -> str:
+    """The sentence about the scene: where, in which light, in which weather."""
     light = "" if scene.setting == "space" else f" in {pick(LIGHTS[scene.time], rng)}"
     weather = {"clear": "", "rain": ", while rain is falling", "fog": ", wrapped in fog"}[scene.weather]
-    style = f"{_capital(pick(STYLED[scene.style], rng))} with {pick(FINISHES, rng)}."
-    parts = [*subjects, f"{stage}{light}{weather}."]
+    return f"The scene is {STAGES[scene.setting]}{light}{weather}."
+
+
+def _finish(scene: Scene, rng: Rng) -> str:
+    """The sentence about the style."""
+    return f"{_capital(pick(STYLED[scene.style], rng))} with {pick(FINISHES, rng)}."
+
+
+def long_caption(scene: Scene, rng: Rng) -> str:
+    """Two to four sentences that name everything; what the language model learns to write."""
+    parts = [*(_capital(_long_subject(subject, rng)) for subject in scene.subjects), _stage(scene, rng)]
     if rng.random() < 0.25:
         parts = parts[::-1]
-    return " ".join([*parts, style] if rng.random() < 0.7 or scene.style != "flat" else parts)
+    return " ".join([*parts, _finish(scene, rng)] if rng.random() < 0.7 or scene.style != "flat" else parts)
+
+
+def expanded_caption(scene: Scene, rng: Rng) -> str:
+    """A caption with the sentences after it that prompt expansion adds: every request is expanded unless it objects."""
+    said = caption(scene, rng) if rng.random() < 0.5 else short_caption(scene, rng)
+    scenery = [_stage(scene, rng)] if rng.random() < 0.8 else []
+    return " ".join([said.rstrip(".") + ".", *scenery, _finish(scene, rng)])
 
 
 def short_caption(scene: Scene, rng: Rng) -> str:

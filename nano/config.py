@@ -27,8 +27,11 @@ class Bucket:
 class Stage:
     """A stretch of transformer training: which buckets, how often each, and for how long.
 
-    tokens_per_batch: image tokens of one step; the batch is this over the bucket's tokens.
-    minutes: wall-clock budget of the stage, at most; steps: the same in steps.
+    tokens_per_batch: image tokens of one step; the batch is this over the tokens that a picture is judged by.
+    steps: how many, at most; `--minutes` bounds a stage by the clock.
+    peak, floor: of the learning rate; it falls from the one to their product.
+    coarse: share of steps at the noise levels that decide the composition.
+    kept: share of a picture's tokens that those steps look at.
     """
 
     buckets: tuple[tuple[int, int, float], ...]  # width, height, share
@@ -36,6 +39,8 @@ class Stage:
     steps: int
     peak: float = 1.0
     floor: float = 0.1
+    coarse: float = 0.6
+    kept: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -109,29 +114,51 @@ CPU = Profile(
     vae_crop=128,
     transformer=TransformerShape(),
     buckets=(
-        Bucket(256, 256, 16384),
-        Bucket(512, 512, 8192),
+        Bucket(512, 512, 24576),
+        Bucket(768, 512, 3072),
+        Bucket(512, 768, 3072),
         Bucket(1440, 512, 3072, lounging=0.5),
-        Bucket(768, 512, 1024),
-        Bucket(512, 768, 1024),
-        Bucket(1024, 768, 1024),
-        Bucket(768, 1024, 1024),
+        Bucket(1024, 768, 3072),
+        Bucket(768, 1024, 2048),
+        Bucket(1024, 1024, 1024),
+        Bucket(1024, 576, 1024),
+        Bucket(576, 1024, 1024),
     ),
     stages=(
-        Stage(buckets=((256, 256, 1.0),), tokens_per_batch=2560, steps=1200, floor=0.6),
+        Stage(
+            buckets=(
+                (512, 512, 0.64),
+                (768, 512, 0.07),
+                (512, 768, 0.07),
+                (1440, 512, 0.09),
+                (1024, 768, 0.06),
+                (768, 1024, 0.04),
+                (1024, 576, 0.02),
+                (576, 1024, 0.01),
+            ),
+            tokens_per_batch=3072,
+            steps=4000,
+            floor=0.5,
+            coarse=0.75,
+            kept=0.5,
+        ),
         Stage(
             buckets=(
                 (512, 512, 0.5),
-                (1440, 512, 0.2),
                 (768, 512, 0.08),
                 (512, 768, 0.08),
-                (1024, 768, 0.08),
-                (768, 1024, 0.06),
+                (1440, 512, 0.12),
+                (1024, 768, 0.1),
+                (768, 1024, 0.05),
+                (1024, 576, 0.03),
+                (576, 1024, 0.02),
+                (1024, 1024, 0.02),
             ),
             tokens_per_batch=3072,
-            steps=6000,
-            peak=0.8,
+            steps=3000,
+            peak=0.5,
             floor=0.0,
+            coarse=0.7,
         ),
     ),
     distill_steps=0,

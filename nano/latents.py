@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from nano.captions import caption
+from nano.captions import caption, expanded_caption
 from nano.config import Bucket, Folders, Profile
 from nano.drawing import stream, to_tensor
 from nano.moments import as_convolution
@@ -33,6 +33,7 @@ from zturbo.engine.tokenizer import chat_prompt
 SHARD = 1024  # pictures
 CELLS = 4  # cells of the label map along a side of a token
 FIRST_THING = LABEL[next(iter(CREATURES))]
+EXPANDED = 0.25  # share of captions that read like expanded prompts
 LONGEST = 128  # tokens of a templated caption; longer ones are left out
 
 
@@ -55,7 +56,10 @@ class Example:
     def __call__(self, rng: np.random.Generator) -> tuple[Tensor, Tensor, str]:
         scene = sample_scene(self.world, rng)
         picture = draw(scene, self.width, self.height)
-        texts = [caption(scene, rng) for _ in range(self.captions)]
+        texts = [
+            (expanded_caption if index < EXPANDED * self.captions else caption)(scene, rng)
+            for index in range(self.captions)
+        ]
         return to_tensor(picture.image), torch.from_numpy(token_labels(picture.labels)), "\n".join(texts)
 
 

@@ -2,9 +2,14 @@
 
     python -m nano.transformer --profile cpu --folder RUN [--minutes M]
 
-Flow matching (Lipman et al. 2023) with logit-normal noise levels under the model's shift (Esser et al. 2024), Muon on
-the blocks' matrices, an average of the weights, and an auxiliary head after the third block that names what lies under
-each token: the drawn layout is free supervision, and binds words to places early. The head is not shipped.
+Flow matching (Lipman et al. 2023), Muon on the blocks' matrices, an average of the weights, and three uses of what the
+drawing knows anyway or the sampler fixes:
+
+- an auxiliary head after the third block names what lies under each token (it binds words to places early, and is not
+  shipped), and tokens under a thing weigh more than those under the backdrop, most of a picture and learnt first;
+- most steps are at the noise levels that eight steps visit;
+- where noise hides the neighbours anyway, a picture is judged by a random part of its tokens (after MaskDiT, Zheng et
+  al. 2023, without its decoder): two pictures for the price of one.
 """
 
 import argparse
@@ -17,19 +22,25 @@ from torch import Tensor, nn
 from nano import parallel
 from nano.config import Folders, Profile, Stage, TransformerShape
 from nano.language import load as load_language
-from nano.latents import Cache, bucket_folder
+from nano.latents import FIRST_THING, Cache, bucket_folder
 from nano.sheet import save_sheet
 from nano.training import Average, Optimizers, Run, Shadow, arguments, cosine, device, opened, restored, save
 from nano.world import COLOURS, LABELS
+from zturbo.engine.sampling import sigmas
 from zturbo.engine.tokenizer import chat_prompt
+from zturbo.models.attention import round_up
 from zturbo.models.configs import TransformerConfig
 from zturbo.models.text_encoder import Qwen3
-from zturbo.models.transformer import ZImageTransformer
+from zturbo.models.transformer import ZImageTransformer, patchify
 
 SHIFT = 3.0
 LAYOUT_WEIGHT = 0.2
 LAYOUT_BLOCK = 2  # index of the block whose output the auxiliary head reads
 EMPTY_SHARE = 0.1  # of the steps have the empty prompt, where guidance will be distilled
+THING_WEIGHT = 3.0  # of tokens under a thing, beside 1 for the backdrop
+VISITED = 8  # steps whose noise levels are trained most
+COARSE = 0.7  # noise levels from here on decide the composition
+ANYWHERE = 0.25  # share of noise levels beside the visited ones, for other numbers of steps
 GATE = 0.25  # where the residual gates start: blocks take part from the first step
 
 
@@ -81,16 +92,26 @@ class Trainee(nn.Module):
         self.model = model
         self.layout = nn.Linear(model.config.dim, len(LABELS) + len(COLOURS))
 
-    def forward(self, latents: Tensor, prompt_embeds: Tensor, timesteps: Tensor) -> tuple[Tensor, Tensor]:
-        """Velocity (B,C,h,w) and layout logits (B,tokens,LABELS+COLOURS)."""
-        seen: list[Tensor] = []
-        hook = self.model.layers[LAYOUT_BLOCK].register_forward_hook(
-            lambda _block, _inputs, output: seen.append(output)
-        )
-        velocity = self.model(latents, self.model.embed_caption(prompt_embeds), self.model.modulation(timesteps))
+    def forward(
+        self, latents: Tensor, prompt_embeds: Tensor, timesteps: Tensor, kept: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Velocity (B,N,patch_dim) and layout logits (B,N,LABELS+COLOURS) of all tokens, or of those kept (B,N)."""
+        model, seen = self.model, list[Tensor]()
+        caption, patches = model.embed_caption(prompt_embeds), patchify(latents, model.config.patch_size)
+        rows, columns = (side // model.config.patch_size for side in latents.shape[2:])
+        rope = model.rope(rows, columns, caption.shape[1], latents.device)
+        if kept is not None:
+            words = rope[-caption.shape[1] :].expand(len(kept), -1, -1, -1)
+            rope, patches = torch.cat((rope[kept], words), dim=1), chosen(patches, kept)
+        hook = model.layers[LAYOUT_BLOCK].register_forward_hook(lambda _block, _inputs, output: seen.append(output))
+        velocity = model.predict(patches, caption, model.modulation(timesteps), rope)
         hook.remove()
-        tokens = latents.shape[2] * latents.shape[3] // self.model.config.patch_size**2
-        return velocity, self.layout(F.rms_norm(seen[0][:, :tokens], (seen[0].shape[-1],)))
+        return velocity, self.layout(F.rms_norm(seen[0][:, : patches.shape[1]], (seen[0].shape[-1],)))
+
+
+def chosen(tokens: Tensor, kept: Tensor) -> Tensor:
+    """Rows `kept` (B,K) of (B,N,C) -> (B,K,C)."""
+    return tokens.gather(1, kept.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))
 
 
 def empty_prompt(tokenizer: Tokenizer) -> Tensor:
@@ -98,27 +119,54 @@ def empty_prompt(tokenizer: Tokenizer) -> Tensor:
     return torch.tensor([tokenizer.encode(chat_prompt("")).ids], device=device())
 
 
-def noise_levels(count: int, generator: torch.Generator) -> Tensor:
-    """(count,) sigmas: logit-normal, shifted as the sampler shifts them; one in eight uniform in the sampler's time."""
-    uniform = torch.sigmoid(torch.randn(count, generator=generator))
-    anywhere = torch.rand(count, generator=generator)
-    share = torch.where(torch.rand(count, generator=generator) < 0.125, anywhere, uniform)
-    return SHIFT * share / (1 + (SHIFT - 1) * share)
+def noise_levels(count: int, coarse: bool, generator: torch.Generator) -> Tensor:
+    """(count,) sigmas: three of four are levels that eight steps visit, the others lie anywhere beside them.
+
+    coarse: those where noise outweighs the picture and its composition is decided; else those where it gets its edges.
+    """
+    visited = sigmas(VISITED, SHIFT)[:-1]
+    visited = visited[visited >= COARSE] if coarse else visited[visited < COARSE]
+    fixed = visited[torch.randint(len(visited), (count,), generator=generator)]
+    low, high = (COARSE, 1.0) if coarse else (0.02, COARSE)
+    anywhere = low + (high - low) * torch.rand(count, generator=generator)
+    return torch.where(torch.rand(count, generator=generator) < ANYWHERE, anywhere, fixed)
+
+
+def kept_tokens(count: int, tokens: int, share: float, generator: torch.Generator) -> Tensor | None:
+    """(count, K) indices of a random part of each picture's tokens, a multiple of 32 of them; None keeps all.
+
+    Which are kept must not depend on the picture: the gaps would tell where its things are.
+    """
+    number = round_up(round(share * tokens))
+    if number >= tokens:
+        return None
+    return torch.rand(count, tokens, generator=generator).topk(number, dim=1).indices
 
 
 def losses(
-    trainee: Trainee, language: Qwen3, batch: tuple[Tensor, Tensor, Tensor], generator: torch.Generator
+    trainee: Trainee,
+    language: Qwen3,
+    batch: tuple[Tensor, Tensor, Tensor],
+    coarse: bool,
+    share: float,
+    generator: torch.Generator,
 ) -> tuple[Tensor, Tensor]:
-    """Velocity error and layout error of one batch, drawn at random noise levels."""
+    """Velocity error and layout error of one batch at random noise levels, over this share of its tokens."""
     clean, labels, ids = (part.to(device(), non_blocking=True) for part in batch)
-    sigma = noise_levels(len(clean), generator).to(clean.device)
+    sigma = noise_levels(len(clean), coarse, generator).to(clean.device)
     noise = torch.randn(clean.shape, generator=generator).to(clean.device)
     level = sigma.view(-1, 1, 1, 1)
     dtype = next(trainee.parameters()).dtype
     with torch.no_grad():
         prompt_embeds = language.encode(ids).to(dtype)
-    velocity, layout = trainee(((1 - level) * clean + level * noise).to(dtype), prompt_embeds, 1 - sigma)
-    flow = F.mse_loss(velocity.float(), clean - noise)
+    target = patchify(clean - noise, trainee.model.config.patch_size)
+    kept = kept_tokens(*labels.shape[:2], share, generator)
+    if kept is not None:
+        kept = kept.to(clean.device)
+        labels, target = chosen(labels, kept), chosen(target, kept)
+    velocity, layout = trainee(((1 - level) * clean + level * noise).to(dtype), prompt_embeds, 1 - sigma, kept)
+    weight = 1 + (THING_WEIGHT - 1) * (labels[..., 0] >= FIRST_THING).float()
+    flow = ((velocity.float() - target).square().mean(-1) * weight).sum() / weight.sum()
     what, colour = layout.float().flatten(0, 1).split((len(LABELS), len(COLOURS)), dim=-1)
     named = F.cross_entropy(what, labels[..., 0].flatten()) + 0.5 * F.cross_entropy(colour, labels[..., 1].flatten())
     return flow, named
@@ -176,20 +224,22 @@ class Trainer:
             [share for *_, share in stage.buckets]
         )
 
-    def step(self, cache: Cache, stage: Stage) -> tuple[Tensor, Tensor]:
-        """One step on one batch of one bucket."""
+    def step(self, cache: Cache, stage: Stage) -> tuple[bool, Tensor, Tensor]:
+        """One step on one batch of one bucket: whether it was a coarse one, and its errors."""
         self.shadow.refresh()
-        batch = cache.batch(max(1, stage.tokens_per_batch // cache.labels.shape[1]), self.generator)
+        coarse = float(torch.rand(1, generator=self.choice)) < stage.coarse
+        share, tokens = stage.kept if coarse else 1.0, cache.labels.shape[1]
+        batch = cache.batch(max(1, int(stage.tokens_per_batch / (share * tokens))), self.generator)
         if self.profile.distill_steps and float(torch.rand(1, generator=self.generator)) < EMPTY_SHARE:
             batch = (*batch[:2], empty_prompt(self.tokenizer).expand(len(batch[0]), -1))
-        flow, named = losses(self.shadow.model, self.language, batch, self.generator)
+        flow, named = losses(self.shadow.model, self.language, batch, coarse, share, self.generator)
         (flow + LAYOUT_WEIGHT * named).backward()
         self.shadow.hand_back()
         parallel.average_gradients(self.trainee)
         warmup = 0.02 if self.stage == 0 else 0.0
         self.optimizers.step(stage.peak * cosine(self.progress, stage.floor, warmup))
         self.average.update(self.trainee.model)
-        return flow.detach(), named.detach()
+        return coarse, flow.detach(), named.detach()
 
     def save(self) -> None:
         save(
@@ -217,8 +267,8 @@ def train(profile: Profile, folders: Folders, minutes: float, last_stage: int) -
         caches, shares = trainer.caches(stage)
         while trainer.progress < 1.0:
             cache = caches[int(torch.multinomial(shares, 1, generator=trainer.choice))]
-            flow, named = trainer.step(cache, stage)
-            trainer.run.tick(flow=flow, layout=named)
+            coarse, flow, named = trainer.step(cache, stage)
+            trainer.run.tick(**{"coarse" if coarse else "fine": flow, "layout": named})
             trainer.progress = parallel.agreed(trainer.run.progress)
             if first and trainer.run.due():
                 trainer.save()

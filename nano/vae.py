@@ -113,19 +113,23 @@ def start(profile: Profile, source: Iterator[Tensor]) -> tuple[AutoencoderKL, fl
     return model, 1.0 / float(latents.std()), float(latents.mean())
 
 
+def optimizers(model: AutoencoderKL) -> Optimizers:
+    """Of the decoder; the encoder stays as it is written."""
+    return Optimizers(model.decoder.named_parameters(), muon=("blocks", "mid_block"), lr=3e-3, muon_lr=0.01)
+
+
 def train(profile: Profile, folders: Folders, minutes: float) -> None:
     """Train, or go on training, to the profile's number of steps."""
     source = batches(profile)
     model, scaling, shift = start(profile, source)
     model.encoder.requires_grad_(False)
-    average = Average(model, horizon=200)
-    optimizers = Optimizers(model.decoder.named_parameters(), muon=("blocks", "mid_block"), lr=3e-3, muon_lr=0.01)
+    average, optimizer = Average(model, horizon=200), optimizers(model)
     run = Run("vae", profile.vae_steps, minutes, profile.checkpoint_every_s)
     if state := restored(folders.vae):
         model.load_state_dict(state["model"])
         average.model.load_state_dict(state["average"])
         average.steps, scaling, shift = state["step"], state["scaling"], state["shift"]
-        optimizers.load_state_dict(state["optimizers"])
+        optimizer.load_state_dict(state["optimizers"])
         run = Run("vae", profile.vae_steps, minutes, profile.checkpoint_every_s, state["step"], state["spent_s"])
 
     def checkpoint() -> None:
@@ -134,7 +138,7 @@ def train(profile: Profile, folders: Folders, minutes: float) -> None:
             {
                 "model": model.state_dict(),
                 "average": average.model.state_dict(),
-                "optimizers": optimizers.state_dict(),
+                "optimizers": optimizer.state_dict(),
                 "step": run.step,
                 "spent_s": run.elapsed_s,
                 "scaling": scaling,
@@ -146,7 +150,7 @@ def train(profile: Profile, folders: Folders, minutes: float) -> None:
     while not run.done:
         pixels, edges = losses(model, next(source), scaling)
         (pixels + EDGE_WEIGHT * edges).backward()
-        optimizers.step(cosine(run.progress, floor=0.02))
+        optimizer.step(cosine(run.progress, floor=0.02))
         average.update(model)
         run.tick(l1=pixels.detach(), edges=edges.detach())
         if run.due():

@@ -1,5 +1,6 @@
 """The recipe end to end at its tiniest, and the parts whose mistakes no training would show."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,12 +11,15 @@ import numpy as np
 import torch
 
 from nano import distill, export, language, latents, moments, tokenizer, training, transformer, vae
-from nano.captions import EXPAND_INSTRUCTION
+from nano.adopt import adopt
+from nano.captions import EXPAND_INSTRUCTION, STAGES, expanded_caption
 from nano.config import CPU, GPU, PROFILES, TINY, Folders, Profile
 from nano.drawing import Crops
 from nano.evaluate import Verdict, answers, compare, paraphrases, plain_prompt, unseen
 from nano.sheet import load_painter
+from zturbo.engine.sampling import sigmas
 from zturbo.engine.tokenizer import chat_prompt
+from zturbo.models.transformer import patchify
 
 
 @pytest.fixture(scope="module")
@@ -98,11 +102,59 @@ def test_muon_turns_convolutions_in_place() -> None:
     assert layer.weight.grad is None
 
 
-def test_noise_levels_follow_the_shift() -> None:
-    sigma = transformer.noise_levels(4000, torch.Generator().manual_seed(0))
-    assert float(sigma.min()) >= 0.0
+@pytest.mark.parametrize("coarse", [True, False])
+def test_noise_levels_are_mostly_those_that_eight_steps_visit(coarse: bool) -> None:
+    sigma = transformer.noise_levels(4000, coarse, torch.Generator().manual_seed(0))
+    limit = transformer.COARSE
+    assert bool(((sigma >= limit) == coarse).all())
+    assert float(sigma.min()) > 0.0
     assert float(sigma.max()) <= 1.0
-    assert float(sigma.median()) == pytest.approx(0.75, abs=0.03)  # the shift's image of one half
+    visited = sigmas(8, transformer.SHIFT)[:-1]
+    share = torch.isclose(sigma[:, None], visited).any(1).float().mean()
+    assert float(share) == pytest.approx(1 - transformer.ANYWHERE, abs=0.03)
+
+
+def test_some_tokens_are_judged_as_they_are_among_all() -> None:
+    """A picture whose tokens are all kept, in another order, is the picture."""
+    torch.manual_seed(0)
+    trainee = transformer.Trainee(transformer.build(TINY))
+    for parameter in trainee.parameters():  # an untrained final layer would answer zero
+        parameter.data.normal_(std=0.1)
+    latents, prompt, time = torch.randn(2, 16, 16, 24), torch.randn(2, 40, 32), torch.rand(2)
+    order = torch.stack([torch.randperm(96) for _ in range(2)])
+    whole, turned = trainee(latents, prompt, time), trainee(latents, prompt, time, order)
+    for all_tokens, some in zip(whole, turned, strict=True):
+        torch.testing.assert_close(transformer.chosen(all_tokens, order), some, rtol=1e-4, atol=1e-4)
+    drawn = trainee.model(latents, trainee.model.embed_caption(prompt), trainee.model.modulation(time))
+    torch.testing.assert_close(patchify(drawn, 2), whole[0])
+
+
+def test_half_of_the_tokens_are_kept_each_once() -> None:
+    kept = transformer.kept_tokens(3, 256, 0.5, torch.Generator().manual_seed(0))
+    assert kept is not None
+    assert kept.shape == (3, 128)
+    assert all(len(set(row.tolist())) == 128 for row in kept)
+    assert transformer.kept_tokens(3, 256, 1.0, torch.Generator()) is None
+
+
+def test_goes_on_from_shipped_weights(run: Folders, tmp_path: Path) -> None:
+    export.export(TINY, run, tmp_path / "model")
+    (tmp_path / "next").mkdir()
+    adopted = Folders(tmp_path / "next")
+    adopt(TINY, adopted, tmp_path / "model")
+    assert np.array_equal(*(load_painter(TINY, one)("a red car", 256, 256, seed=1, steps=2) for one in (run, adopted)))
+    assert transformer.Trainer(TINY, adopted, minutes=1).run.step == 0
+    alone = replace(TINY, workers=0)  # a worker forked beside threads that have computed may wait for them for ever
+    language.train(alone, adopted, minutes=1)
+    vae.train(alone, adopted, minutes=1)
+
+
+def test_expanded_captions_keep_the_caption_and_add_the_scene() -> None:
+    rng = np.random.default_rng(0)
+    for _, scene in unseen(TINY, 40, plain_prompt):
+        text = expanded_caption(scene, rng)
+        assert STAGES[scene.setting] in text or "The scene is" not in text
+        assert text.endswith(".")
 
 
 @pytest.mark.parametrize("profile", PROFILES.values(), ids=lambda p: f"profile_{p.name}")

@@ -92,7 +92,7 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, rope: Tensor, rows: int) -> Tensor:
         """(B,S,dim) -> (B,rows,dim): only the first `rows` slots ask, all of them answer."""
         query, key, value = self.to_qkv(x).unflatten(-1, (3, self.heads, -1)).unbind(2)  # (B,S,heads,D) each
-        query = rotate(self.norm_q(query[:, :rows]), rope[:rows])
+        query = rotate(self.norm_q(query[:, :rows]), rope[..., :rows, :, :])
         key = rotate(self.norm_k(key), rope)
         mixed = self.attend(query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2))
         return self.to_out[0](mixed.transpose(1, 2).flatten(2))
@@ -254,16 +254,30 @@ class ZImageTransformer(nn.Module):
         """
         patch = self.config.patch_size
         rows, columns = latents.shape[2] // patch, latents.shape[3] // patch
-        tokens, slots = rows * columns, round_up(rows * columns)
         rope = self.rope(rows, columns, caption.shape[1], latents.device) if rope is None else rope
-        x = self.all_x_embedder[self.key](patchify(latents, patch))
+        return unpatchify(self.predict(patchify(latents, patch), caption, modulation, rope), patch, rows, columns)
+
+    def predict(self, patches: Tensor, caption: Tensor, modulation: Modulation, rope: Tensor) -> Tensor:
+        """The evaluation itself, on image tokens: all of a picture's, or those that a trainer kept.
+
+        Args:
+            patches: (B, N, patch_dim) of `patchify`.
+            caption, modulation: as in `forward`.
+            rope: (S, D/2, 2) of N tokens with their padding up to 32, then the caption's slots; or one for each picture,
+                (B, S, D/2, 2).
+
+        Returns:
+            (B, N, patch_dim) velocity.
+        """
+        tokens, slots = patches.shape[1], round_up(patches.shape[1])
+        x = self.all_x_embedder[self.key](patches)
         if slots > tokens:
             x = torch.cat((x, self.x_pad_token.expand(x.shape[0], slots - tokens, -1)), dim=1)
         refiners = len(self.noise_refiner)
         for block, vectors in zip(self.noise_refiner, modulation.blocks[:refiners], strict=True):
-            x = block(x, rope[:slots], vectors)
+            x = block(x, rope[..., :slots, :, :], vectors)
         x = torch.cat((x, caption), dim=1)
         for block, vectors in zip(self.layers[:-1], modulation.blocks[refiners:-1], strict=True):
             x = block(x, rope, vectors)
         x = self.layers[-1](x, rope, modulation.blocks[-1], rows=tokens)  # nobody reads the other rows
-        return unpatchify(self.all_final_layer[self.key](x, modulation.final), patch, rows, columns)
+        return self.all_final_layer[self.key](x, modulation.final)
