@@ -263,7 +263,7 @@ class ZImageTransformer(nn.Module):
         Args:
             patches: (B, N, patch_dim) of `patchify`.
             caption, modulation: as in `forward`.
-            rope: (S, D/2, 2) of N tokens with their padding up to 32, then the caption's slots; or one for each picture,
+            rope: (S, D/2, 2) of N tokens with their padding up to 32, then the caption's slots; or one for each,
                 (B, S, D/2, 2).
 
         Returns:
