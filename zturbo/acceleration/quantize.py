@@ -106,6 +106,14 @@ def _has_fp8_product(rows: Tensor, sizes: tuple[int, int]) -> bool:
     return torch.cuda.get_device_capability(rows.device) >= (8, 9)
 
 
+def has_product(layer: QuantizedLinear) -> bool:
+    """Whether this device multiplies rows in 8 bits with this layer, whatever their number."""
+    sizes, rows = (layer.in_features, layer.out_features), layer.weight[:1].expand(ROWS_AT_ONCE, -1)
+    if layer.weight.device.type != "cuda":
+        return layer.weight.device.type == "cpu"
+    return _has_int8_product(rows, sizes) if layer.scheme == "int8" else _has_fp8_product(rows, sizes)
+
+
 def quantize_layers(model: nn.Module, names: tuple[str, ...], scheme: Scheme, device: torch.device | str) -> None:
     """Replace the wide linear layers of a network before its weights are loaded.
 
