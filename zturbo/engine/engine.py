@@ -6,6 +6,7 @@ for progress in engine.draw(params):
 progress.pictures[0].pixels
 """
 
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ import torch
 from torch import nn
 
 from zturbo.acceleration.fp16 import fit_half_precision
-from zturbo.acceleration.levels import accelerate
+from zturbo.acceleration.levels import Levels, build_passes
 from zturbo.acceleration.quantize import TEXT_ENCODER_LAYERS, TRANSFORMER_LAYERS, quantize_layers
 from zturbo.config import Config
 from zturbo.engine.catalog import NANO, Z_IMAGE_TURBO, local_path, resolve
@@ -57,6 +58,9 @@ class LoadOptions:
     dtype: str = "auto"
     quantization: Wish = "auto"
     acceleration: str = "regular"
+    """The level that is made ready while loading; the others are when a request first asks for them."""
+    build: bool = False
+    """Compile what the levels' passes need and is not on the disk yet, beside the loading."""
     loras: tuple[tuple[Path, float], ...] = ()
     text_encoder: Path | None = None
     vae: Path | None = None
@@ -86,11 +90,11 @@ class Engine:
         model: ModelInfo,
         machine: Machine,
         plan: Plan,
-        acceleration: str,
+        levels: Levels | None = None,
         writer: Writer | None = None,
     ) -> None:
         self.pipeline, self.model, self.machine, self.plan = pipeline, model, machine, plan
-        self.acceleration, self.writer = acceleration, writer
+        self.levels, self.writer = levels or Levels(pipeline), writer
 
     @classmethod
     def load(
@@ -110,6 +114,8 @@ class Engine:
             WeightsError, WeightsNotFound, ConfigError: the files are missing, damaged or of another model.
             DeviceError, DoesNotFit: this machine cannot run it as asked.
         """
+        builder = threading.Thread(target=build_passes if options.build else lambda: None, name="builder", daemon=True)
+        builder.start()
         name, path, known = resolve(model)
         checkpoint = complete(open_checkpoint(path, text_encoder=options.text_encoder, vae=options.vae))
         machine = detect(options.device)
@@ -120,8 +126,10 @@ class Engine:
         description = known.description if known else checkpoint.kind
         adapters = "".join(f"+{file_digest(file)[:8]}*{scale:g}" for file, scale in options.loras)
         info = ModelInfo(name, f"{name}@{checkpoint.version}{adapters}", path, known is NANO, description)
-        level = accelerate(pipeline, options.acceleration)
-        return cls(pipeline, info, machine, plan, level, _writer(checkpoint, pipeline, plan, info, options))
+        builder.join()
+        levels = Levels(pipeline, _budget(machine) - plan.device_bytes)
+        _ = levels[options.acceleration]  # the first request of this level shall not wait for it
+        return cls(pipeline, info, machine, plan, levels, _writer(checkpoint, pipeline, plan, info, options))
 
     @classmethod
     def load_configured(
@@ -167,7 +175,8 @@ class Engine:
             InvalidInput: the model's tokens do not divide the size.
         """
         self._check(params)
-        images, steps, pipeline = params.num_images, params.steps, self.pipeline
+        level = self.levels[params.acceleration]
+        images, steps, pipeline = params.num_images, params.steps, level.pipeline
         work, shown = _Work(cancelled), preview_steps(steps, previews)
         expansion = None
         if params.prompt_expansion and self.writer is not None:
@@ -190,7 +199,18 @@ class Engine:
             yield Progress("decode", image, images, steps, steps)
             pictures.append(Picture(work.do("decode", pipeline.decode, step.latents), seed))
             yield Progress("drawn", image, images, steps, steps, None, (pictures[-1],), expansion=expansion)
-        yield Progress("done", images - 1, images, steps, steps, None, tuple(pictures), work.timings(), expansion)
+        yield Progress(
+            "done",
+            images - 1,
+            images,
+            steps,
+            steps,
+            None,
+            tuple(pictures),
+            work.timings(),
+            expansion,
+            level=level.drawn,
+        )
 
     def _check(self, params: GenerationParams) -> None:
         """Refuse what this model or this machine cannot draw."""
@@ -220,11 +240,11 @@ class Engine:
             "vae": f"{plan.vae_dtype}, {f'in tiles of {plan.tile} pixels' if plan.tile else 'whole pictures'}",
             "attention": plan.attention,
             "expansion": "by the text encoder" if self.writer else "not here",
-            "acceleration": self.acceleration,
+            **{f"level {level.name}": str(level) for level in self.levels.made()},
             "lanes": f"{self.lanes}  (requests drawn side by side)",
             "memory": f"at most {plan.device_bytes / GIB:.1f} GiB",
         }
-        return "\n".join(f"{name:>12}  {value}" for name, value in rows.items())
+        return "\n".join(f"{name:>13}  {value}" for name, value in rows.items())
 
 
 def _writer(
@@ -240,8 +260,12 @@ def _writer(
 
 def _lanes(machine: Machine, plan: Plan) -> Lanes:
     """As many as this machine has threads and memory for."""
-    free = int(machine.device_free * HEADROOM[machine.device])
-    return Lanes(lane_count(machine.device, torch.get_num_threads(), free, plan.device_bytes))
+    return Lanes(lane_count(machine.device, torch.get_num_threads(), _budget(machine), plan.device_bytes))
+
+
+def _budget(machine: Machine) -> int:
+    """Bytes of the device's memory that may be used."""
+    return int(machine.device_free * HEADROOM[machine.device])
 
 
 def preview_steps(steps: int, previews: int) -> frozenset[int]:
