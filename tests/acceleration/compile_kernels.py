@@ -9,7 +9,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from zturbo.acceleration import kernels
+from zturbo.acceleration import triton_kernels as kernels
 
 FORMS = {"none": ("*bf16", None), "int8": ("*i8", "*fp32"), "fp8": ("*fp8e4nv", "*fp32")}
 CARDS = {80: ("none", "int8"), 89: ("none", "int8", "fp8"), 90: ("none", "int8", "fp8")}
@@ -18,7 +18,8 @@ DIM, HIDDEN = 4096, 16384
 
 WORKING = {"x": "*bf16", "y": "*bf16", "gate": "*bf16", "scale": "*bf16", "next_scale": "*bf16", "gate_value": "*bf16",
            "qkv": "*bf16", "weight_q": "*bf16", "weight_k": "*bf16", "rope": "*fp32", "eps": "fp32",
-           "next_eps": "fp32", "hidden_scale": "fp32"}  # fmt: skip
+           "next_eps": "fp32", "hidden_scale": "fp32", "left": "*i8", "right": "*i8", "left_scale": "*fp32",
+           "right_scale": "*fp32"}  # fmt: skip
 RESULTS = {"norm_scale": ("out", "out_scale"), "add_gated_norm": ("next_out", "next_out_scale"),
            "silu_product": ("out", "out_scale"), "quantize": ("out", "out_scale")}  # fmt: skip
 CONSTANTS: dict[str, dict[str, Any]] = {
@@ -27,18 +28,18 @@ CONSTANTS: dict[str, dict[str, Any]] = {
     "silu_product": {"BLOCK": HIDDEN},
     "quantize": {"BLOCK": DIM},
     "norm_and_rotate": {"HEADS": 30, "DIM": 128, "HEADS_BLOCK": 32, "DIM_BLOCK": 128},
+    "int8_product": {"BLOCK_M": 128, "BLOCK_N": 128, "BLOCK_K": 64, "GROUP": 8},
 }
 
 
 def build(name: str, card: int, form: str) -> None:
     """Compile one kernel for one card and one form of its result."""
-    kernel = getattr(kernels, name)
-    result, scale = RESULTS.get(name, (None, None))
-    values, scales = FORMS[form]
-    constants = dict(CONSTANTS[name])
-    if result is not None:
+    kernel, (values, scales), constants = getattr(kernels, name), FORMS[form], dict(CONSTANTS[name])
+    types = WORKING | {"out": "*bf16"}
+    if name in RESULTS:
+        result, scale = RESULTS[name]
         constants |= {"SCHEME": form} | ({} if scales else {scale: None})
-    types = WORKING | {"out": "*bf16", result: values, scale: scales}
+        types |= {result: values} | ({scale: scales} if scales else {})
     signature = {arg: "constexpr" if arg in constants else types.get(arg, "i32") for arg in kernel.arg_names}
     source = ASTSource(fn=kernel, signature=signature, constexprs=constants)
     found = triton.compile(source, target=GPUTarget("cuda", card, 32), options={"num_warps": 8})

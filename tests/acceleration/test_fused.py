@@ -10,7 +10,7 @@ from tests.parity.test_transformer import inputs, our_velocity, ours, relative_e
 from zturbo.acceleration import fused
 from zturbo.acceleration.fp16 import fit_half_precision
 from zturbo.acceleration.fused import FusedBlock, QuantizedRows
-from zturbo.acceleration.quantize import STORAGE, Scheme, quantize_rows
+from zturbo.acceleration.quantize import STORAGE, QuantizedLinear, Scheme, quantize_rows
 from zturbo.models.attention import rope_table, rotate
 from zturbo.models.transformer import FeedForward, scaled_norm
 
@@ -159,6 +159,31 @@ def test_interpreted_fp8_is_exact() -> None:
     found = fused.quantize(points[None], "fp8")
     assert float(found.scale) == 1
     assert torch.equal(found.values[0].float(), points.to(torch.float8_e4m3fn).float())
+
+
+def filled(scheme: Scheme, rows: int, columns: int) -> QuantizedLinear:
+    layer = QuantizedLinear(columns, rows, scheme, DEVICE)
+    layer.load_rows(0, values(rows, columns, seed=9))
+    return layer
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("tokens", "columns", "outputs"), [(3, 40, 24), (130, 96, 144), (260, 64, 130)])
+def test_int8_products_are_exact(tokens: int, columns: int, outputs: int, dtype: torch.dtype) -> None:
+    """Whole tiles and parts of them in every direction; sums of integers, scaled in the order of `QuantizedLinear`."""
+    layer, x = filled("int8", outputs, columns), values(1, tokens, columns)
+    rows = fused.quantize(x.to(dtype), "int8")
+    sums = rows.values[0].double() @ layer.weight.double().T
+    expected = (sums.float() * rows.scale * layer.scale.t()).to(dtype)
+    assert torch.equal(fused.product(layer, rows)[0], expected)
+
+
+def test_fp8_products_are_those_of_the_layer() -> None:
+    layer, x = filled("fp8", 48, 64), values(2, 5, 64)
+    found, expected = fused.product(layer, fused.quantize(x, "fp8")), layer(x)
+    assert found.shape == (2, 5, 48)
+    assert relative_error(found, x @ values(48, 64, seed=9).T) < 0.04
+    assert relative_error(found, expected) < 0.03
 
 
 @pytest.mark.parametrize("scheme", [None, *SCHEMES])

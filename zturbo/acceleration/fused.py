@@ -1,11 +1,11 @@
-"""Transformer blocks on the kernels of `kernels`, put in from outside; parameters and their names stay.
+"""Transformer blocks on the kernels of `triton_kernels`, put in from outside; parameters and their names stay.
 
     fuse(transformer)
 
 Between two products a block's rows cross the memory once: four passes where eager has thirty. Where a product is in 8
 bits, the kernel before it hands the rows over in 8 bits with a scale each, so that quantizing costs no pass of its own;
 only attention's output needs one.
-The arithmetic is the eager block's with the same roundings; `kernels` says where a last bit may differ.
+The arithmetic is the eager block's with the same roundings; `triton_kernels` says where a last bit may differ.
 """
 
 from dataclasses import dataclass
@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zturbo.acceleration import kernels
-from zturbo.acceleration.quantize import ROWS_AT_ONCE, STORAGE, QuantizedLinear, Scheme, has_product
+from zturbo.acceleration import triton_kernels as kernels
+from zturbo.acceleration.quantize import STORAGE, QuantizedLinear, Scheme, has_product
 from zturbo.models.transformer import QK_NORM_EPS, Attention, Block, ZImageTransformer
 
 PIECE = 2048
@@ -101,10 +101,19 @@ def _fp8_product(layer: QuantizedLinear, rows: Tensor, scale: Tensor, dtype: tor
 
 def _int8_product(layer: QuantizedLinear, rows: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
     result = torch.empty(rows.shape[0], layer.out_features, dtype=dtype, device=rows.device)
-    pieces = (part.split(ROWS_AT_ONCE) for part in (rows, scale, result))
-    for some, factor, target in zip(*pieces, strict=True):
-        target.copy_((torch._int_mm(some, layer.weight.t()) * factor).mul_(layer.scale.t()))
+    (m, k), n, tiles = rows.shape, layer.out_features, _tiles(rows)
+    kernels.int8_product[(-(-m // tiles["BLOCK_M"]) * -(-n // tiles["BLOCK_N"]),)](
+        rows, layer.weight, scale, layer.scale, result, m, n, k, **tiles
+    )
     return result
+
+
+def _tiles(rows: Tensor) -> dict[str, int]:
+    """Sizes of the product's tiles, which change no sum: Hopper multiplies from shared memory and has room for more."""
+    if rows.device.type == "cuda" and torch.cuda.get_device_capability(rows.device) >= (9, 0):
+        wide = 256 if rows.shape[0] > 2048 else 128
+        return {"BLOCK_M": 128, "BLOCK_N": wide, "BLOCK_K": 128, "GROUP": 8, "num_warps": 8, "num_stages": 3}
+    return {"BLOCK_M": 128, "BLOCK_N": 128, "BLOCK_K": 64, "GROUP": 8, "num_warps": 8, "num_stages": 3}
 
 
 def scaled_norm(x: Tensor, scale: Tensor, eps: float, wanted: Scheme | None = None) -> Rows:

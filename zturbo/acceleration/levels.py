@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from zturbo.acceleration import cuda
 from zturbo.engine.pipeline import Pipeline
 from zturbo.engine.plan import GIB
 from zturbo.params import ACCELERATIONS
@@ -35,6 +36,7 @@ class Pass:
         apply: changes a fork.
         bytes_needed: device memory that `apply` takes beside the weights.
         build: compiles what `unfit` then looks for; may take minutes the first time, and nothing afterwards.
+        devices: where it is offered at all; elsewhere it is not even mentioned.
     """
 
     name: str
@@ -43,10 +45,23 @@ class Pass:
     apply: Callable[[Pipeline], None]
     bytes_needed: Callable[[Pipeline], int] = lambda _pipeline: 0
     build: Callable[[], None] | None = None
+    devices: tuple[str, ...] = ("cpu", "cuda", "mps")
 
 
 Table = Mapping[str, tuple[Pass, ...]]
-LEVELS: Table = {"none": (), "regular": (), "high": ()}
+CUDA = ("cuda",)
+FUSED = Pass("fused kernels", True, cuda.fused_unfit, cuda.fuse_blocks, devices=CUDA)
+INT8 = Pass("int8 products", False, cuda.int8_unfit, cuda.to_int8, cuda.quantized_bytes, devices=CUDA)
+INT8_INSTEAD = Pass(INT8.name, False, cuda.int8_instead_unfit, cuda.to_int8, cuda.quantized_bytes, devices=CUDA)
+FP8 = Pass("fp8 products", False, cuda.fp8_unfit, cuda.to_fp8, cuda.quantized_bytes, devices=CUDA)
+GRAPHS = Pass("CUDA graphs", True, cuda.graphs_unfit, cuda.record_forwards, cuda.graph_bytes, devices=CUDA)
+
+LEVELS: Table = {
+    "none": (FUSED, GRAPHS),
+    "regular": (INT8, FUSED, GRAPHS),
+    "high": (FP8, INT8_INSTEAD, FUSED, GRAPHS),
+}
+"""On CUDA a level's graphs come last: a graph keeps what it was recorded of."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +128,7 @@ class Levels:
         """Decide which passes a level has, and why it does without the others; returns the bytes that are left."""
         chosen: list[Pass] = []
         left_out: dict[str, str] = {}
-        for one in passes:
+        for one in (one for one in passes if self._pipeline.device.type in one.devices):
             shared = any(lower[: len(chosen) + 1] == (*chosen, one) for lower in self._chosen.values())
             needed = 0 if shared else one.bytes_needed(self._pipeline)
             reason = one.unfit(self._pipeline)

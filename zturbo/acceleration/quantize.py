@@ -129,3 +129,20 @@ def quantize_layers(model: nn.Module, names: tuple[str, ...], scheme: Scheme, de
             parent, _, child = name.rpartition(".")
             quantized = QuantizedLinear(module.in_features, module.out_features, scheme, device)
             model.get_submodule(parent).register_module(child, quantized)
+
+
+def quantize_loaded(model: nn.Module, names: tuple[str, ...], scheme: Scheme) -> None:
+    """Replace the wide linear layers of a loaded network, each on its device; the old weights are not touched.
+
+    Args:
+        model: whose layers are replaced; others may share their weights.
+        names: how the layers' names end.
+        scheme: "int8" or "fp8".
+    """
+    for name, module in list(model.named_modules()):
+        if isinstance(module, nn.Linear) and name.endswith(names):
+            assert module.bias is None
+            parent, _, child = name.rpartition(".")
+            quantized = QuantizedLinear(module.in_features, module.out_features, scheme, module.weight.device)
+            quantized.load_rows(0, module.weight)
+            model.get_submodule(parent).register_module(child, quantized)

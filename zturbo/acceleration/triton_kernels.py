@@ -5,6 +5,7 @@
     norm_and_rotate    rms_norm and rotary positions of queries and keys, in place on packed q, k, v
     silu_product       silu(gate) * value
     quantize           a row as it is
+    int8_product       a product of 8-bit rows, scaled and rounded as it leaves
 
 The rows that a product reads can leave in 8 bits with their scale (SCHEME "fp8" or "int8"), so that quantizing them
 costs no pass over the memory. Values are computed in fp32 and rounded to the working dtype where the eager form of
@@ -155,3 +156,33 @@ def quantize(x, out, out_scale, size, BLOCK: tl.constexpr, SCHEME: tl.constexpr)
     mask = columns < size
     values = tl.load(x + row * size + columns, mask=mask, other=0.0).to(tl.float32)
     _store_row(out, out_scale, row, columns, mask, size, values, SCHEME)
+
+
+@triton.jit
+def int8_product(left, right, left_scale, right_scale, out, m, n, k, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+                 BLOCK_K: tl.constexpr, GROUP: tl.constexpr):  # fmt: skip
+    """Grid (tiles,): (M, K) int8 by (N, K) int8 with a scale per row of each -> (M, N).
+
+    Sums of integers are exact, so the result is the same for every tiling and in every company. Tiles come in groups of
+    GROUP rows of tiles, which read the same weights while those are near.
+    """
+    program, across = tl.program_id(0), tl.cdiv(n, BLOCK_N)
+    group = program // (GROUP * across)
+    height = tl.minimum(tl.cdiv(m, BLOCK_M) - group * GROUP, GROUP)
+    place = program % (GROUP * across)
+    row = (group * GROUP + place % height) * BLOCK_M + tl.arange(0, BLOCK_M)
+    column = (place // height) * BLOCK_N + tl.arange(0, BLOCK_N)
+    depth = tl.arange(0, BLOCK_K)
+    a = left + row.to(tl.int64)[:, None] * k + depth[None, :]
+    b = right + column.to(tl.int64)[:, None] * k + depth[None, :]
+    total = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.int32)
+    for start in range(0, k, BLOCK_K):
+        inside = depth[None, :] < k - start
+        one = tl.load(a + start, mask=(row[:, None] < m) & inside, other=0)
+        other = tl.load(b + start, mask=(column[:, None] < n) & inside, other=0)
+        total = tl.dot(one, tl.trans(other), total, out_dtype=tl.int32)
+    factors = tl.load(left_scale + row, mask=row < m, other=0.0)[:, None]
+    columns = tl.load(right_scale + column, mask=column < n, other=0.0)[None, :]
+    result = _round(total.to(tl.float32) * factors * columns, out.dtype.element_ty)
+    where = out + row.to(tl.int64)[:, None] * n + column[None, :]
+    tl.store(where, result.to(out.dtype.element_ty), mask=(row[:, None] < m) & (column[None, :] < n))
