@@ -55,6 +55,7 @@ def _load(config: Config) -> "Engine":
     from zturbo.engine.engine import Engine
 
     engine = Engine.load_configured(config, build=True)
+    engine.warm_up()
     _say(engine.block())
     return engine
 

@@ -9,13 +9,14 @@ progress.pictures[0].pixels
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import torch
 from torch import nn
 
+from zturbo.acceleration.attention import choose_attention, use_attention
 from zturbo.acceleration.fp16 import fit_half_precision
 from zturbo.acceleration.levels import Levels, build_passes
 from zturbo.acceleration.quantize import TEXT_ENCODER_LAYERS, TRANSFORMER_LAYERS, quantize_layers
@@ -28,6 +29,7 @@ from zturbo.engine.pipeline import Pipeline
 from zturbo.engine.plan import DTYPES, GIB, HEADROOM, ModelSize, Plan, Wish, choose_plan
 from zturbo.engine.progress import Picture, Progress
 from zturbo.engine.tokenizer import PromptTokenizer
+from zturbo.engine.warming import keep_compiled, warm_up
 from zturbo.engine.writing import Writer, open_writer
 from zturbo.errors import Cancelled, DoesNotFit, InvalidInput, Problem, WeightsError, WeightsNotFound, ZTurboError
 from zturbo.expansion.expansion import Expansion
@@ -61,6 +63,8 @@ class LoadOptions:
     """The level that is made ready while loading; the others are when a request first asks for them."""
     build: bool = False
     """Compile what the levels' passes need and is not on the disk yet, beside the loading."""
+    attention: str = "auto"
+    """The attention kernel: "auto", or one of `acceleration.attention`."""
     loras: tuple[tuple[Path, float], ...] = ()
     text_encoder: Path | None = None
     vae: Path | None = None
@@ -114,6 +118,7 @@ class Engine:
             WeightsError, WeightsNotFound, ConfigError: the files are missing, damaged or of another model.
             DeviceError, DoesNotFit: this machine cannot run it as asked.
         """
+        keep_compiled()
         builder = threading.Thread(target=build_passes if options.build else lambda: None, name="builder", daemon=True)
         builder.start()
         name, path, known = resolve(model)
@@ -123,6 +128,7 @@ class Engine:
         loras = tuple(open_lora(file, checkpoint.transformer.config, scale) for file, scale in options.loras)
         pipeline = build_pipeline(checkpoint, plan, loras, report)
         pipeline.lanes = _lanes(machine, plan)
+        plan = replace(plan, attention=_attention(pipeline, options.attention))
         description = known.description if known else checkpoint.kind
         adapters = "".join(f"+{file_digest(file)[:8]}*{scale:g}" for file, scale in options.loras)
         info = ModelInfo(name, f"{name}@{checkpoint.version}{adapters}", path, known is NANO, description)
@@ -143,6 +149,7 @@ class Engine:
             dtype=config.dtype,
             quantization=cast(Wish, config.quantization),  # the settings' table allows nothing else
             acceleration=config.acceleration,
+            attention=config.attention,
             expansion=config.expansion_provider == "local",
             **parts,
         )
@@ -228,6 +235,12 @@ class Engine:
         with self.pipeline.lanes.alone():
             return writer.expand(prompt, cancelled)
 
+    def warm_up(self) -> None:
+        """On CUDA, draw the common shapes once at the level that was made ready."""
+        if self.pipeline.device.type == "cuda":
+            for level in self.levels.made():
+                warm_up(level.pipeline, self.plan.max_pixels)
+
     def block(self) -> str:
         """The start-up block: what runs, how, and why, a line each."""
         plan, machine = self.plan, self.machine
@@ -245,6 +258,15 @@ class Engine:
             "memory": f"at most {plan.device_bytes / GIB:.1f} GiB",
         }
         return "\n".join(f"{name:>13}  {value}" for name, value in rows.items())
+
+
+def _attention(pipeline: Pipeline, wish: str) -> str:
+    """Give the transformer the attention kernel that fits; returns the reason in words."""
+    config = pipeline.transformer.config
+    heads, size = config.n_heads, config.dim // config.n_heads
+    attend, reason = choose_attention(pipeline.device, pipeline.dtype, heads, size, wish)
+    use_attention(pipeline.transformer, attend)
+    return reason
 
 
 def _writer(
