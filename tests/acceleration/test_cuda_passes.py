@@ -19,7 +19,10 @@ from zturbo.models.transformer import Block
 from zturbo.params import ACCELERATIONS, GenerationParams
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-pytestmark = pytest.mark.filterwarnings("ignore:overflow encountered in exp:RuntimeWarning")
+pytestmark = [
+    pytest.mark.kernels,
+    pytest.mark.filterwarnings("ignore:overflow encountered in exp:RuntimeWarning"),
+]
 
 
 @pytest.fixture

@@ -20,7 +20,10 @@ SCHEMES: tuple[Scheme, ...] = ("int8", "fp8")
 EPS = 1e-5
 
 # exp(-x) may overflow to infinity on the way to a gate of 0, as in PyTorch; only numpy says so
-pytestmark = pytest.mark.filterwarnings("ignore:overflow encountered in exp:RuntimeWarning")
+pytestmark = [
+    pytest.mark.kernels,
+    pytest.mark.filterwarnings("ignore:overflow encountered in exp:RuntimeWarning"),
+]
 
 
 def values(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:

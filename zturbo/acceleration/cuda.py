@@ -18,8 +18,8 @@ from zturbo.acceleration.quantize import TRANSFORMER_LAYERS, QuantizedLinear, Sc
 from zturbo.engine.pipeline import Pipeline
 from zturbo.models.transformer import Block
 
-TRIAL_SLOTS = (8, 12, 32)
-"""Rows, columns and caption slots of the kernels' trial: 128 slots."""
+TRIAL_SLOTS = (4, 8, 32)
+"""Rows, columns and caption slots of the kernels' trial: 64 slots."""
 TRIAL_LIMITS = {torch.float32: 1e-4, torch.bfloat16: 2e-2, torch.float16: 5e-3}
 """Relative error of one block on the fused kernels against the eager one."""
 TIMED_TOKENS = 4096 + 128
