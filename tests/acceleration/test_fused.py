@@ -12,7 +12,7 @@ from zturbo.acceleration.fp16 import fit_half_precision
 from zturbo.acceleration.fused import FusedBlock, QuantizedRows
 from zturbo.acceleration.quantize import STORAGE, QuantizedLinear, Scheme, quantize_rows
 from zturbo.models.attention import rope_table, rotate
-from zturbo.models.transformer import FeedForward, scaled_norm
+from zturbo.models.transformer import Block, FeedForward, scaled_norm
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -42,12 +42,13 @@ def off(found: Tensor, expected: Tensor) -> Tensor:
 
 
 def same(found: Tensor, expected: Tensor) -> bool:
-    """Equal but for the order of a sum: in half precision one unit in the last place, in few values."""
+    """Equal but for the order of a sum and a quotient's last bit: in half precision one unit in the last place, in few
+    values (a missing rounding would move one in ten)."""
     assert found.dtype == expected.dtype
     assert found.shape == expected.shape
     if found.dtype == torch.float32:
         return torch.allclose(found, expected, rtol=3e-6, atol=1e-6)
-    return bool(off(found, expected).max() <= 1) and bool((found != expected).float().mean() < 2e-3)
+    return bool(off(found, expected).max() <= 1) and int((found != expected).sum()) <= 2 + 0.005 * found.numel()
 
 
 def check_quantized(rows: fused.Rows, expected: Tensor, scheme: Scheme) -> None:
@@ -87,10 +88,10 @@ def test_gated_sum_and_the_next_norm(dtype: torch.dtype) -> None:
     x = whole[:, :4]  # pictures lie apart, as in the last block
     total = x + scaled_norm(y, gate, EPS)
     assert same(fused.add_gated(x, y, gate, EPS), total)
-    found, normed = fused.add_gated_norm(x, y, gate, EPS, scale, EPS)
+    found, normed = fused.add_gated_norm(x, y, gate, EPS, scale, next_eps=0.5)
     assert same(found, total)
     assert isinstance(normed, Tensor)
-    assert same(normed, scaled_norm(found, scale, EPS))
+    assert same(normed, scaled_norm(found, scale, 0.5))
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
@@ -232,3 +233,17 @@ def test_half_precision_keeps_its_scaled_hidden_values() -> None:
     assert any(isinstance(layer, FeedForward) and layer.hidden_scale != 1 for layer in half.modules())
     found = our_velocity(half, latents.to(DEVICE).half(), time, [text.to(DEVICE).half() for text in captions])
     assert relative_error(found, exact) < 1e-2
+
+
+@torch.no_grad()
+def test_scaled_hidden_values_have_their_eps_scaled_as_well() -> None:
+    """With an eps that matters, so that a wrong one shows."""
+    model = ours(reference.transformer(n_layers=1, n_refiner_layers=0)).to(DEVICE)
+    block = model.layers[0]
+    assert isinstance(block, Block)
+    block.eps, block.feed_forward.hidden_scale = 0.5, 0.25
+    x, rope = values(1, 32, 128), model.rope(0, 0, 32, torch.device(DEVICE))
+    modulation = block.norm_weights()[None]
+    expected = block(x, rope, modulation)
+    fused.fuse(model)
+    assert relative_error(block(x, rope, modulation), expected) < 2e-6
