@@ -48,8 +48,8 @@ bench: setup  ## this engine beside diffusers in one run; writes bench/results/
 bench-server: setup  ## requests a second and latency of the server, with keys, records and files; writes bench/results/
 	$(BIN)/python -m bench.server
 
-bench-gpu:  ## parity in bf16 and full-size speed on a CUDA machine, with the Python at hand and no network
-	$(PYTHON) -m bench.gpu
+bench-gpu:  ## parity and full-size speed on a CUDA machine, with the Python at hand and no network; PARTS="--part denoise"
+	$(PYTHON) -m bench.gpu $(PARTS)
 
 lock: setup  ## resolve the dependencies anew into the two lock files
 	$(BIN)/python -m pip install --quiet "uv>=0.8"

@@ -1,52 +1,111 @@
-"""Everything that wants a CUDA machine, in one command under ten minutes and without a network.
+"""Everything that wants a CUDA machine, in one command and without a network.
 
-    python -m bench.gpu [--device cuda|cpu] [--small]
+    python -m bench.gpu [--part NAME ...] [--device cuda|cpu] [--small]
 
-1. the parity tests in bf16 on the device (they need diffusers, perhaps from a wheel on PYTHONPATH)
-2. the device's own matrix rate, which the other figures are a share of
-3. the denoiser at the 6B's shapes with random weights: seconds of 8 forwards by size and weights, diffusers' beside it
-4. text encoder and VAE at their published shapes
-Writes bench/results/gpu.json. `--device cpu --small` runs the same code at a small size.
+Everything takes some ten minutes, most of it in `http` and `diffusers`; --part splits it.
+
+parity      the tests that need a device: bf16 beside diffusers, kernels beside eager arithmetic, graphs, attention
+denoise     8 forwards at the 6B's shapes with random weights: each level, each size
+waterfall   the passes one on top of the other: seconds, memory, distance of one forward from plain eager
+companions  text encoder and VAE at their published shapes
+pictures    a whole engine in this process: prompt to pixels, pictures a second
+http        the same behind the server: seconds of a request for a PNG as base64, pictures a second at four connections
+diffusers   its transformer at the same shapes, eager and with its blocks compiled
+
+Each part writes bench/results/gpu-PART.json as soon as it is done. Shares are of the device's own rate for one large
+product in bf16. Parts whose packages are not installed say so. `--device cpu --small` runs the same code at tiny
+shapes, with the kernels interpreted.
 """
 
 import argparse
+import asyncio
 import importlib.util
+import os
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from bench.full_size import CAPTION_TOKENS, config, flop, measure, random_transformer
+from bench.full_size import flop
 from bench.report import publish
-from zturbo.acceleration.quantize import Scheme
 from zturbo.engine.machine import Machine, detect
 from zturbo.engine.plan import GIB
-from zturbo.models.configs import TextEncoderConfig, TransformerConfig, VaeConfig
+from zturbo.models.configs import TransformerConfig
 from zturbo.models.text_encoder import Qwen3
 from zturbo.models.vae import Decoder
+from zturbo.params import ACCELERATIONS, GenerationParams
 from zturbo.weights import published
 
-SIZES = ((512, 512), (1024, 768), (1440, 512), (1024, 1024))
-SMALL_SIZES = ((128, 128), (256, 128))
-STEPS = 8
-PARITY_TIMEOUT_S = 240
+if TYPE_CHECKING:
+    from bench.random_engine import Shapes
+    from zturbo.engine.engine import Engine
+    from zturbo.engine.pipeline import Pipeline
+
+PARTS = ("parity", "denoise", "waterfall", "companions", "pictures", "http", "diffusers")
+PARITY_TIMEOUT_S = 400
+START_TIMEOUT_S = 300
 NEEDED_BY_TESTS = ("diffusers", "transformers", "pytest", "hypothesis")
+NEEDED_BY_SERVER = ("granian", "starlette", "structlog", "limits", "prometheus_client", "openai")
+PROMPT = "A T-Rex relaxing on a beach, lying on a sun lounger and wearing sunglasses."
+CONNECTIONS = 4
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Bench:
+    """What every part needs: the device, its matrix rate, and what is measured on it."""
+
+    machine: Machine
+    device: torch.device
+    small: bool
+    rate: float
+
+    @property
+    def shapes(self) -> "Shapes":
+        """What is built."""
+        from bench.random_engine import shapes
+
+        return shapes(self.small)
+
+    def engine(self, table: Any = None) -> "Engine":
+        """A whole engine of random weights."""
+        from bench.random_engine import random_engine
+
+        return random_engine(self.device.type, self.small, table)
+
+    def share(self, size: tuple[int, int], taken: float) -> str:
+        """How much of the matrix rate some seconds of all steps are."""
+        return f"{self.shapes.steps * flop(self.shapes.transformer, *size) / taken / self.rate:.0%}"
+
+    def peak(self) -> float:
+        """Most device memory since `forget`, in GiB."""
+        return torch.cuda.max_memory_allocated(self.device) / GIB if self.device.type == "cuda" else 0.0
+
+    def forget(self) -> None:
+        """Give back what nobody holds, and count the peak anew."""
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats(self.device)
 
 
 def parity(*selection: str) -> tuple[str, bool]:
     """Run the tests that need a device; their closing line, and whether some ran and all of those passed.
 
     Args:
-        selection: pytest's arguments that choose the tests; default: all that are marked `gpu`.
+        selection: pytest's arguments that choose the tests; default: those that compare with the reference
+            or with eager arithmetic on the device.
     """
     missing = [name for name in NEEDED_BY_TESTS if importlib.util.find_spec(name) is None]
     if missing:
         return f"not run: {', '.join(missing)} not installed (put the wheels on PYTHONPATH)", False
-    chosen = selection or ("-m", "gpu", "tests")
+    chosen = selection or ("-m", "gpu or kernels", "tests/parity", "tests/acceleration")
     # A library's deprecation is not what is asked here, and versions differ on such machines: -W default.
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-W", "default", *chosen]
     done = subprocess.run(
@@ -58,16 +117,16 @@ def parity(*selection: str) -> tuple[str, bool]:
     return line, done.returncode == 0 and " passed" in line
 
 
-def seconds(call: Callable[[], object], device: torch.device, rounds: int = 10) -> float:
-    """Median seconds of a call after two warm-ups."""
+def seconds(call: Callable[[], object], device: torch.device, rounds: int = 10, warm: int = 2) -> float:
+    """Median seconds of a call after some that are not counted, each waited for."""
     taken = []
-    for _ in range(rounds + 2):
+    for _ in range(rounds + warm):
         _wait(device)
         start = time.perf_counter()
         call()
         _wait(device)
         taken.append(time.perf_counter() - start)
-    return median(taken[2:])
+    return median(taken[warm:])
 
 
 def _wait(device: torch.device) -> None:
@@ -81,48 +140,236 @@ def matrix_rate(device: torch.device, side: int) -> float:
     return 2 * side**3 / seconds(lambda: a @ b, device)
 
 
-def denoiser_rows(device: torch.device, small: bool, schemes: tuple[str, ...], rate: float) -> list[dict[str, Any]]:
-    """Eight forwards at each size, for each form of the weights."""
-    shape, rows = config(small), []
-    for scheme in schemes:
-        quantization: Scheme | None = None if scheme == "bf16" else scheme  # type: ignore[assignment]
-        model = random_transformer(shape, quantization, device)
-        for width, height in SMALL_SIZES if small else SIZES:
-            _forget(device)
-            taken = median(measure(model, width, height, STEPS, rounds=3))
-            achieved = STEPS * flop(shape, width, height) / taken
-            rows.append(_row("zturbo", scheme, f"{width}x{height}", taken, achieved / rate, device))
-            print(rows[-1], flush=True)
-        del model
-        _forget(device)
-    return rows
+@torch.inference_mode()
+def denoising(pipeline: "Pipeline", size: tuple[int, int], bench: Bench) -> float:
+    """Median seconds of all steps of one picture, sampler included, after those that are not counted."""
+    caption = _caption(pipeline, bench.shapes.caption_tokens)
+
+    def picture() -> None:
+        *_, _last = pipeline.denoise(caption, *size, bench.shapes.steps, 1)
+
+    return seconds(picture, bench.device, bench.shapes.rounds, bench.shapes.warm)
 
 
-def diffusers_rows(device: torch.device, small: bool, rate: float) -> list[dict[str, Any]]:
-    """The same forwards through diffusers' own transformer, eager, where it is installed."""
-    if importlib.util.find_spec("diffusers") is None:
-        return []
-    from diffusers import ZImageTransformer2DModel
+@torch.inference_mode()
+def _caption(pipeline: "Pipeline", tokens: int) -> torch.Tensor:
+    """A refined caption of random tokens."""
+    generator = torch.Generator().manual_seed(0)
+    text = torch.randn(1, tokens, pipeline.transformer.config.cap_feat_dim, generator=generator)
+    return pipeline.transformer.embed_caption(text.to(pipeline.device, pipeline.dtype))
 
-    shape, rows = config(small), []
+
+def denoise_rows(bench: Bench) -> Iterator[Row]:
+    """Each level at each size, as an engine here would draw them."""
+    engine = bench.engine()
+    print(engine.block(), flush=True)
+    for name in ACCELERATIONS:
+        level = engine.levels[name]
+        for size in bench.shapes.sizes:
+            bench.forget()
+            taken = denoising(level.pipeline, size, bench)
+            yield {"level": name, "drawn as": level.drawn, "passes": ", ".join(level.passes), "size": _of(size),
+                   "seconds": taken, "share of matrix rate": bench.share(size, taken),
+                   "peak GiB": bench.peak()}  # fmt: skip
+
+
+def waterfall_rows(bench: Bench) -> Iterator[Row]:
+    """One pass after the other, whether or not a level would take it; the last rows are alternatives."""
+    from bench.random_engine import StandIn
+    from zturbo.acceleration import cuda, graphs
+    from zturbo.acceleration.attention import use_attention
+    from zturbo.models.attention import sdpa
+
+    engine = bench.engine(dict.fromkeys(ACCELERATIONS, ()))
+    chosen = next(one.attend for one in engine.pipeline.transformer.modules() if hasattr(one, "attend"))
+
+    def record(pipeline: "Pipeline") -> None:
+        recorder = graphs.CudaRecorder(bench.device) if bench.device.type == "cuda" else StandIn()
+        graphs.replay(pipeline.transformer, recorder)
+
+    def attention(pipeline: "Pipeline") -> None:
+        use_attention(pipeline.transformer, chosen)  # type: ignore[arg-type]
+
+    use_attention(engine.pipeline.transformer, sdpa)
+    steps: list[tuple[str, bool, list[Callable[[Pipeline], None]]]] = [
+        ("eager, PyTorch's own attention", True, []),
+        (f"attention: {engine.plan.attention.partition('  ')[0]}", True, [attention]),
+        ("fused kernels", True, [attention, cuda.fuse_blocks]),
+        ("CUDA graphs", True, [attention, cuda.fuse_blocks, record]),
+        ("int8 products", False, [attention, cuda.to_int8, cuda.fuse_blocks, record]),
+    ]
+    if bench.machine.fp8 or bench.device.type == "cpu":
+        steps.append(("fp8 products", False, [attention, cuda.to_fp8, cuda.fuse_blocks, record]))
+    expected = _forward(engine.pipeline, bench)
+    for name, lossless, passes in steps:
+        fork = engine.pipeline.fork("high")
+        for change in passes:
+            change(fork)
+        distance = float((_forward(fork, bench) - expected).norm() / expected.norm())
+        for size in (bench.shapes.sizes[0], bench.shapes.sizes[-1])[: len(bench.shapes.sizes)]:
+            bench.forget()
+            taken = denoising(fork, size, bench)
+            yield {"pass": name, "lossless": "yes" if lossless else "no", "distance of a forward": distance,
+                   "size": _of(size), "seconds": taken, "share of matrix rate": bench.share(size, taken),
+                   "peak GiB": bench.peak()}  # fmt: skip
+        del fork
+
+
+@torch.inference_mode()
+def _forward(pipeline: "Pipeline", bench: Bench) -> torch.Tensor:
+    """The first velocity at the smallest size, fp32."""
+    step = next(
+        pipeline.denoise(_caption(pipeline, bench.shapes.caption_tokens), *bench.shapes.sizes[0], bench.shapes.steps, 1)
+    )
+    return step.velocity.float()
+
+
+def companion_rows(bench: Bench) -> Iterator[Row]:
+    """Text encoder (100 tokens) and VAE decoder of the shapes, random weights."""
+    shape, device = bench.shapes, bench.device
     torch.set_default_dtype(torch.bfloat16)
     with torch.device(device):
-        model = ZImageTransformer2DModel(**_diffusers_config(shape)).eval().requires_grad_(False)
+        encoder = Qwen3(shape.text_encoder).eval().requires_grad_(False)
+        decoder = Decoder(shape.vae).eval().requires_grad_(False).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     torch.set_default_dtype(torch.float32)
-    for width, height in SMALL_SIZES if small else SIZES:
-        latents = torch.randn(shape.in_channels, 1, height // 8, width // 8, device=device, dtype=torch.bfloat16)
-        caption = torch.randn(CAPTION_TOKENS, shape.cap_feat_dim, device=device, dtype=torch.bfloat16)
-        time_now = torch.tensor([0.3], device=device)
+    width, height = shape.sizes[-1]
+    ids = torch.randint(0, 1000, (1, shape.caption_tokens), device=device)
+    size = (1, shape.vae.latent_channels, height // shape.vae.factor, width // shape.vae.factor)
+    latents = torch.randn(size, device=device, dtype=torch.bfloat16).contiguous(memory_format=torch.channels_last)
+    with torch.inference_mode():
+        text = seconds(lambda: encoder.encode(ids), device, shape.rounds)
+        yield {
+            "what": "text encoder",
+            "size": f"{shape.caption_tokens} tokens",
+            "seconds": text,
+            "peak GiB": bench.peak(),
+        }
+        bench.forget()
+        picture = seconds(lambda: decoder(latents), device, shape.rounds)
+        yield {"what": "vae decoder", "size": _of((width, height)), "seconds": picture, "peak GiB": bench.peak()}
 
-        @torch.inference_mode()
-        def forward(image: torch.Tensor = latents, text: torch.Tensor = caption, t: torch.Tensor = time_now) -> None:
-            model([image], t, [text], return_dict=False)
 
-        taken = STEPS * seconds(forward, device, rounds=5)
-        achieved = STEPS * flop(shape, width, height) / taken
-        rows.append(_row("diffusers", "bf16", f"{width}x{height}", taken, achieved / rate, device))
-        print(rows[-1], flush=True)
-    return rows
+def picture_rows(bench: Bench) -> Iterator[Row]:
+    """Prompt to pixels in this process, another prompt each time; what the stages take."""
+    from zturbo.acceleration.levels import LEVELS
+
+    engine = bench.engine(LEVELS)
+    for level in ("none", "high"):
+        for size in (bench.shapes.sizes[0], bench.shapes.sizes[-1])[: len(bench.shapes.sizes)]:
+            runs = [
+                _draw(engine, level, size, bench.shapes.steps, number)
+                for number in range(bench.shapes.rounds + bench.shapes.warm)
+            ]
+            middle = sorted(runs[bench.shapes.warm :], key=lambda timings: timings["total"])[
+                len(runs[bench.shapes.warm :]) // 2
+            ]
+            yield {"level": level, "size": _of(size), "seconds": middle["total"], "encode": middle["encode"],
+                   "denoise": middle["denoise"], "decode": middle["decode"],
+                   "pictures a second": 1 / middle["total"]}  # fmt: skip
+
+
+def _draw(engine: "Engine", level: str, size: tuple[int, int], steps: int, number: int) -> dict[str, float]:
+    values = {
+        "prompt": f"{PROMPT} {number}",
+        "size": _of(size),
+        "steps": steps,
+        "seed": number + 1,
+        "acceleration": level,
+    }
+    *_, last = engine.draw(GenerationParams.parse(values))
+    assert last.timings is not None
+    return dict(last.timings)
+
+
+def http_rows(bench: Bench) -> Iterator[Row]:
+    """A client's seconds for one picture, and pictures a second of several connections: keys, records and files on."""
+    from bench.server import measure
+    from tests.api.server_process import serving
+
+    small = {"BENCH_SMALL": "1"} if bench.small else {}
+    levels = ("none",) if bench.small else ("none", "high")
+    for level in levels:
+        with (
+            tempfile.TemporaryDirectory() as folder,
+            _environment(small),
+            serving(
+                Path(folder),
+                start=False,
+                module="bench.random_engine",
+                device=bench.device.type,
+                acceleration=level,
+                queue_limit=1000,
+            ) as server,
+        ):
+            _wait_until_ready(server)
+            for size in (bench.shapes.sizes[0], bench.shapes.sizes[-1])[: len(bench.shapes.sizes)]:
+                body = {"model": "alibaba/z-image-turbo", "prompt": PROMPT, "acceleration": level,
+                        "image_size": {"width": size[0], "height": size[1]}, "num_inference_steps": bench.shapes.steps,
+                        "response_format": "b64_json"}  # fmt: skip
+                asyncio.run(measure(server.port, body, 1, 0.1))
+                _, alone = asyncio.run(measure(server.port, body, 1, 1 if bench.small else 8))
+                rate, _ = asyncio.run(measure(server.port, body, CONNECTIONS, 1 if bench.small else 8))
+                yield {"level": level, "size": _of(size), "seconds p50": alone[len(alone) // 2],
+                       "seconds p95": alone[int(len(alone) * 0.95)], f"pictures a second, {CONNECTIONS} at once": rate,
+                       "requests": len(alone)}  # fmt: skip
+
+
+class _environment:  # noqa: N801  # used like a function
+    """Variables that a child process shall find."""
+
+    def __init__(self, variables: dict[str, str]) -> None:
+        self._variables = variables
+
+    def __enter__(self) -> None:
+        os.environ.update(self._variables)
+
+    def __exit__(self, *_: object) -> None:
+        for name in self._variables:
+            del os.environ[name]
+
+
+def _wait_until_ready(server: Any) -> None:
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while server.answers("/readyz") != 200:
+        assert server.process.poll() is None, f"the server ended\n{server.log.read_text()[-4000:]}"
+        assert time.monotonic() < deadline, f"the server did not start\n{server.log.read_text()[-4000:]}"
+        time.sleep(0.2)
+
+
+def diffusers_rows(bench: Bench) -> Iterator[Row]:
+    """The same forwards through diffusers' own transformer, eager, then with its blocks compiled."""
+    from diffusers import ZImageTransformer2DModel
+
+    shape = bench.shapes
+    torch.set_default_dtype(torch.bfloat16)
+    with torch.device(bench.device):
+        model = ZImageTransformer2DModel(**_diffusers_config(shape.transformer)).eval().requires_grad_(False)
+    torch.set_default_dtype(torch.float32)
+    for form in ("eager", "blocks compiled"):
+        if form != "eager":
+            model.compile_repeated_blocks(dynamic=False)
+        for size in (shape.sizes[0], shape.sizes[-1])[: len(shape.sizes)]:
+            bench.forget()
+            taken = shape.steps * _their_seconds(model, size, bench)
+            yield {"what": f"diffusers, {form}", "size": _of(size), "seconds": taken,
+                   "share of matrix rate": bench.share(size, taken), "peak GiB": bench.peak()}  # fmt: skip
+
+
+def _their_seconds(model: Any, size: tuple[int, int], bench: Bench) -> float:
+    """Seconds of one of their forwards."""
+    shape, device, dtype = bench.shapes, bench.device, torch.bfloat16
+    side = shape.vae.factor
+    latents = torch.randn(
+        shape.transformer.in_channels, 1, size[1] // side, size[0] // side, device=device, dtype=dtype
+    )
+    caption = torch.randn(shape.caption_tokens, shape.transformer.cap_feat_dim, device=device, dtype=dtype)
+    time_now = torch.tensor([0.3], device=device)
+
+    @torch.no_grad()  # compiled code refuses tensors of inference mode in some versions
+    def forward() -> None:
+        model([latents], time_now, [caption], return_dict=False)
+
+    return seconds(forward, device, shape.rounds)
 
 
 def _diffusers_config(shape: TransformerConfig) -> dict[str, Any]:
@@ -131,71 +378,66 @@ def _diffusers_config(shape: TransformerConfig) -> dict[str, Any]:
     return members | changed | {"cap_feat_dim": shape.cap_feat_dim}
 
 
-def companion_rows(device: torch.device, small: bool) -> list[dict[str, Any]]:
-    """Text encoder (100 tokens) and VAE decoder (1024x1024) of the published shapes, random weights."""
-    encoder_config = dict(published.TEXT_ENCODER) | ({"num_hidden_layers": 3, "vocab_size": 1000} if small else {})
-    decoder_config = VaeConfig.from_dict(published.VAE, "published")
-    torch.set_default_dtype(torch.bfloat16)
-    with torch.device(device):
-        encoder = Qwen3(TextEncoderConfig.from_dict(encoder_config, "published")).eval().requires_grad_(False)
-        decoder = Decoder(decoder_config).eval().requires_grad_(False).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    torch.set_default_dtype(torch.float32)
-    side = 16 if small else 128
-    ids = torch.randint(0, 1000, (1, CAPTION_TOKENS), device=device)
-    latents = torch.randn(1, decoder_config.latent_channels, side, side, device=device, dtype=torch.bfloat16)
-    with torch.inference_mode():
-        text = seconds(lambda: encoder.encode(ids), device, rounds=5)
-        picture = seconds(lambda: decoder(latents.contiguous(memory_format=torch.channels_last)), device, rounds=5)
-    rows = [
-        _row("text encoder", "bf16", f"{CAPTION_TOKENS} tokens", text, None, device),
-        _row("vae decoder", "bf16", f"{8 * side}x{8 * side}", picture, None, device),
-    ]
-    print(*rows, sep="\n", flush=True)
-    return rows
+def _of(size: tuple[int, int]) -> str:
+    return f"{size[0]}x{size[1]}"
 
 
-def _row(what: str, weights: str, size: str, taken: float, share: float | None, device: torch.device) -> dict[str, Any]:
-    peak = torch.cuda.max_memory_allocated(device) / GIB if device.type == "cuda" else 0.0
-    return {
-        "what": what, "weights": weights, "size": size, "seconds": taken,
-        "share of matrix rate": "" if share is None else f"{share:.0%}", "peak GiB": peak,
-    }  # fmt: skip
+ROWS: dict[str, Callable[[Bench], Iterator[Row]]] = {
+    "denoise": denoise_rows,
+    "waterfall": waterfall_rows,
+    "companions": companion_rows,
+    "pictures": picture_rows,
+    "http": http_rows,
+    "diffusers": diffusers_rows,
+}
+NEEDS: dict[str, tuple[str, ...]] = {"http": NEEDED_BY_SERVER, "diffusers": ("diffusers",)}
 
 
-def _forget(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats(device)
-
-
-def schemes(machine: Machine) -> tuple[str, ...]:
-    """Forms of the weights that this device has products for."""
-    return ("bf16", "fp8", "int8") if machine.fp8 else ("bf16", "int8")
+def run(part: str, bench: Bench) -> bool:
+    """One part: its rows are printed as they come, and written at its end; False where it failed."""
+    bench.forget()
+    if missing := [name for name in NEEDS.get(part, ()) if importlib.util.find_spec(name) is None]:
+        print(f"{part}: not run, {', '.join(missing)} not installed (put the wheels on PYTHONPATH)", flush=True)
+        return True
+    rows: list[Row] = []
+    failure = ""
+    try:
+        for row in ROWS[part](bench):
+            print(f"{part}: {row}", flush=True)
+            rows.append(row)
+    except Exception as error:  # what was measured before is kept, and the next part still has its turn
+        failure = f"; ended early: {type(error).__name__}: {error}"
+        print(f"{part}{failure}", flush=True)
+    if rows:
+        note = (
+            f"{part}: {bench.shapes.steps} forwards, one picture at a time, random bf16 weights; "
+            f"matrix rate {bench.rate / 1e12:.1f} TFLOP/s{failure}"
+        )
+        publish(f"gpu-{part}{'-small' if bench.small else ''}", bench.machine, rows, note)
+    return not failure
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--part", choices=PARTS, action="append", help="only this part; may be repeated")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--small", action="store_true")
     arguments = parser.parse_args()
+    if arguments.device == "cpu":
+        os.environ["TRITON_INTERPRET"] = "1"  # before anything imports triton
     machine = detect(arguments.device)
     device = torch.device(arguments.device)
-    line, passed = parity()
-    print(f"parity: {line}", flush=True)
-    rate = matrix_rate(device, 256 if arguments.small else 8192)
-    print(f"matrix rate: {rate / 1e12:.1f} TFLOP/s", flush=True)
-    note = f"{STEPS} forwards, batch 1, random weights; matrix rate {rate / 1e12:.1f} TFLOP/s; parity tests: {line}"
-    name, rows = "gpu-small" if arguments.small else "gpu", list[dict[str, Any]]()
-    parts: list[Callable[[], list[dict[str, Any]]]] = [
-        lambda: denoiser_rows(device, arguments.small, schemes(machine), rate),
-        lambda: companion_rows(device, arguments.small),
-        lambda: diffusers_rows(device, arguments.small, rate),
-    ]
-    for part in parts:
-        _forget(device)
-        rows += part()
-        publish(name, machine, rows, note)  # each time anew: what was measured is kept should the next part fail
-    if not passed:
+    bench = Bench(machine, device, arguments.small, matrix_rate(device, 256 if arguments.small else 8192))
+    print(f"matrix rate: {bench.rate / 1e12:.1f} TFLOP/s", flush=True)
+    well = True
+    for part in arguments.part or PARTS:
+        if part == "parity":
+            line, passed = parity()
+            print(f"parity: {line}", flush=True)
+        else:
+            passed = run(part, bench)
+        well = well and passed
+    if not well:
         sys.exit(1)
 
 

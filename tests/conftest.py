@@ -1,5 +1,6 @@
 """Fixtures that several folders of tests share."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,10 @@ from hypothesis import settings
 
 settings.register_profile("steady", deadline=None)  # a test never fails because the machine was busy
 settings.load_profile("steady")
+
+# Where there is no CUDA device, Triton kernels are interpreted on the CPU; Triton reads this when it is imported.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 # Tiny tensors gain nothing from threads, and threads that wait for each other crawl on a busy machine.
 torch.set_num_threads(1)

@@ -12,6 +12,7 @@ from zturbo.errors import ConfigError, InvalidInput
 
 GOOD = {
     "model": "folder", "device": "cpu", "dtype": "float32", "quantization": "int8", "acceleration": "high",
+    "attention": "cudnn",
     "threads": "3", "output_dir": "pictures", "metadata": "no",
     "host": "0.0.0.0", "port": "9000", "api_key": "a" * 32, "queue_limit": "3", "local_sessions": "no",
     "data_dir": "drawn",
@@ -27,6 +28,7 @@ GOOD = {
 """A value for each setting, as an environment variable spells it, that is not the default."""
 BAD = {
     "model": "", "device": "tpu", "dtype": "int3", "quantization": "int3", "acceleration": "fast", "threads": "-1",
+    "attention": "fast",
     "output_dir": "~nobody-of-that-name/x", "metadata": "perhaps", "host": "", "port": "70000", "api_key": "short",
     "queue_limit": "0", "local_sessions": "perhaps", "data_dir": "~nobody-of-that-name/x",
     "public_url": "ftp://x", "model_aliases": "a,,b",

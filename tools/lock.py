@@ -16,7 +16,8 @@ ROOT = Path(__file__).parent.parent
 TORCH = "2.13.0"
 CPU_BUILD_HASHES = ("6746dbcbeb526eb61330b76b41ff1b4eb848951103a892eeb080dfa2b264667b",)
 """sha256 of the CPU builds of that release, which are not on PyPI; pip takes `2.13.0+cpu` for `==2.13.0`."""
-CUDA_ONLY = re.compile(r"(nvidia-|cuda-|triton)")
+CUDA_ONLY = re.compile(r"(nvidia-|cuda-)")
+"""Triton is a dependency of CUDA builds too, but every tester needs it: its interpreter runs the kernels on a CPU."""
 HEADER = "# Made by `make lock` from pyproject.toml; edit that instead.\n"
 
 

@@ -216,7 +216,8 @@ def generate(
         """At once, so that what is drawn is there even if the next picture is stopped."""
         screened = _screen(safety.checker, picture)
         flagged.append(screened.withheld is not None)
-        paths.append(_write(screened, target, params, config, engine, expansion))
+        drawn = replace(params, acceleration=engine.levels[params.acceleration].drawn)
+        paths.append(_write(screened, target, drawn, config, engine, expansion))
         if paths[-1] is not None and not as_json:
             _print_path(paths[-1])
 
@@ -633,7 +634,7 @@ def _summary(
         "width": params.width,
         "height": params.height,
         "steps": params.steps,
-        "acceleration": params.acceleration,
+        "acceleration": done.level,
         "output_format": params.output_format,
         "model": engine.model.name,
         "model_version": engine.model.version,

@@ -138,6 +138,7 @@ _EXPANSION_PROVIDERS = ("local", "endpoint", "none")
 _LOG_FORMATS = ("auto", "text", "json")
 _GUARD_LEVELS = ("unsafe", "controversial")
 _POLICIES = ("caller", "always")
+_ATTENTIONS = ("auto", "fa3", "cudnn", "flash", "sdpa", "math")
 _QUANTIZATIONS = ("auto", "none", "int8", "fp8")
 
 
@@ -155,6 +156,12 @@ class Config:
         _word(*_QUANTIZATIONS),
         ", ".join(_QUANTIZATIONS),
         "How weights are held in memory; auto quantizes only where the model would not fit.",
+    )
+    attention: str = _setting(
+        "auto",
+        _word(*_ATTENTIONS),
+        ", ".join(_ATTENTIONS),
+        "The attention kernel on CUDA; auto tries them at the start and takes the best that works.",
     )
     acceleration: str = _setting(
         "regular", _word(*ACCELERATIONS), ", ".join(ACCELERATIONS), "The level used when a command names none."

@@ -108,6 +108,8 @@ class Delivered:
     """None where nothing was checked."""
     expansion: Expansion | None = None
     """None where none was asked for."""
+    level: str | None = None
+    """The acceleration level that really drew; None where the engine has no levels."""
 
 
 @dataclass(slots=True)
@@ -118,6 +120,8 @@ class _Work:
     names: list[str] = field(default_factory=list)
     ended: bool = False
     expansion: Expansion | None = None
+    level: str | None = None
+    """The acceleration level that really drew, as the engine told it."""
 
 
 class Service:
@@ -191,13 +195,14 @@ class Service:
             queued = judging - start - guarded - asked - progress.timings["total"]
             screened, safety = await _screen(checker, progress.pictures)
             storing = time.perf_counter()
+            work.level = progress.level
             pictures = await self._encode(screened, order, work)
             end = time.perf_counter()
             engine = {name: seconds for name, seconds in progress.timings.items() if name != "total"}
             ours = {"safety": guarded + storing - judging, "store": end - storing, "total": end - start}
             timings = {"queue": max(0.0, queued), "expand": asked, **engine, **ours}
             expansion = self._told(order, work.expansion)
-            delivered = Delivered(pictures, timings, self.worker.engine.model.version, safety, expansion)
+            delivered = Delivered(pictures, timings, self.worker.engine.model.version, safety, expansion, work.level)
             await self._charge(order, delivered, work)
             yield delivered
         except (GeneratorExit, asyncio.CancelledError):
@@ -266,7 +271,7 @@ class Service:
         return tuple(task.result() for task in tasks)
 
     async def _deliver(self, screened: Screened, order: Order, work: _Work) -> Delivery:
-        file = cache(partial(self._file_of, screened, order.params, work.expansion))
+        file = cache(partial(self._file_of, screened, _as_drawn(order.params, work.level), work.expansion))
         seed, flagged = screened.picture.seed, screened.withheld is not None
         if not order.store:
             return Delivery(await asyncio.to_thread(file), seed, None, flagged)
@@ -385,6 +390,11 @@ class Service:
                    "steps": params.steps, "images": params.num_images,
                    "seconds": {name: round(value, 4) for name, value in ending.seconds.items()}},
         )  # fmt: skip
+
+
+def _as_drawn(params: GenerationParams, level: str | None) -> GenerationParams:
+    """The parameters as the picture's file tells them: with the level that really drew."""
+    return params if level is None else replace(params, acceleration=level)
 
 
 def _code(error: Exception) -> str:

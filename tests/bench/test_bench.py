@@ -2,13 +2,16 @@
 
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from bench import engine, full_size, gpu, report
 from zturbo.engine.machine import detect
+from zturbo.params import ACCELERATIONS
 
 
 @pytest.fixture(autouse=True)
@@ -17,29 +20,84 @@ def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_gpu_benchmark_at_a_small_size(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpu, "parity", lambda: ("3 passed", True))  # this suite is not run inside itself
-    monkeypatch.setattr(sys, "argv", ["bench.gpu", "--device", "cpu", "--small"])
+def gpu_part(part: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """The rows of one part, run as on a GPU machine, with tiny shapes and interpreted kernels."""
+    monkeypatch.setattr(sys, "argv", ["bench.gpu", "--device", "cpu", "--small", "--part", part])
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
     gpu.main()
-    result = json.loads((results / "gpu-small.json").read_text())
-    assert "3 passed" in result["note"]
+    result = json.loads((folder / f"gpu-{part}-small.json").read_text())
     assert result["conditions"]["torch"] == torch.__version__
-    whats = {(row["what"], row["weights"], row["size"]) for row in result["rows"]}
-    assert {
-        ("zturbo", "int8", "256x128"),
-        ("diffusers", "bf16", "128x128"),
-        ("vae decoder", "bf16", "128x128"),
-    } <= whats
-    assert all(row["seconds"] > 0 for row in result["rows"])
+    assert "matrix rate" in result["note"]
+    return list(result["rows"])
 
 
-def test_a_failed_parity_test_fails_the_benchmark(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpu, "parity", lambda: ("1 failed, 3 passed", False))
-    for name in ("denoiser_rows", "diffusers_rows", "companion_rows"):
-        monkeypatch.setattr(gpu, name, lambda *_: [{"what": "nothing"}])
-    monkeypatch.setattr(sys, "argv", ["bench.gpu", "--device", "cpu", "--small"])
+def test_gpu_denoise(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = gpu_part("denoise", results, monkeypatch)
+    assert [(row["level"], row["drawn as"]) for row in rows] == [(level, level) for level in ACCELERATIONS]
+    assert [row["passes"] for row in rows] == [
+        "fused kernels, CUDA graphs", "int8 products, fused kernels, CUDA graphs",
+        "fp8 products, fused kernels, CUDA graphs",
+    ]  # fmt: skip
+    assert all(row["seconds"] > 0 for row in rows)
+
+
+def test_gpu_waterfall(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = gpu_part("waterfall", results, monkeypatch)
+    distances = {row["pass"].partition(":")[0]: row["distance of a forward"] for row in rows}
+    assert list(distances) == ["eager, PyTorch's own attention", "attention", "fused kernels", "CUDA graphs",
+                               "int8 products", "fp8 products"]  # fmt: skip
+    assert all(distances[row["pass"].partition(":")[0]] < 5e-3 for row in rows if row["lossless"] == "yes")
+    assert 1e-3 < distances["int8 products"] < distances["fp8 products"] < 0.05
+
+
+def test_gpu_companions_and_pictures(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert [row["what"] for row in gpu_part("companions", results, monkeypatch)] == ["text encoder", "vae decoder"]
+    rows = gpu_part("pictures", results, monkeypatch)
+    assert [row["level"] for row in rows] == ["none", "high"]
+    assert all(row["seconds"] >= row["denoise"] > 0 for row in rows)
+
+
+def test_gpu_over_http(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (row,) = gpu_part("http", results, monkeypatch)
+    assert 0 < row["seconds p50"] <= row["seconds p95"]
+    assert row["pictures a second, 4 at once"] > 0
+    assert row["requests"] > 0
+
+
+@pytest.mark.filterwarnings("ignore")  # the compiler's own, about a model that is not ours
+def test_gpu_diffusers(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = gpu_part("diffusers", results, monkeypatch)
+    assert [row["what"] for row in rows] == ["diffusers, eager", "diffusers, blocks compiled"]
+
+
+def test_a_part_that_fails_keeps_its_rows_and_fails_the_benchmark(
+    results: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(_bench: gpu.Bench) -> Iterator[dict[str, Any]]:
+        yield {"what": "measured before"}
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setitem(gpu.ROWS, "denoise", broken)
     with pytest.raises(SystemExit):
-        gpu.main()
+        gpu_part("denoise", results, monkeypatch)
+    result = json.loads((results / "gpu-denoise-small.json").read_text())
+    assert result["rows"] == [{"what": "measured before"}]
+    assert "out of memory" in result["note"]
+
+
+def test_a_failed_parity_test_fails_the_benchmark(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu, "parity", lambda: ("1 failed, 3 passed", False))
+    with pytest.raises(SystemExit):
+        gpu_part("parity", results, monkeypatch)
+
+
+def test_a_part_without_its_packages_says_so(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(gpu.NEEDS, "http", ("no_such_library",))
+    monkeypatch.setattr(sys, "argv", ["bench.gpu", "--device", "cpu", "--small", "--part", "http"])
+    gpu.main()
+    assert "http: not run, no_such_library not installed" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -121,7 +121,7 @@ def test_the_version_is_bound_to_the_content(engine: Engine, tiny_folder: Path, 
 
 
 def test_too_large_a_picture_for_the_plan_is_refused(engine: Engine) -> None:
-    small = Engine(engine.pipeline, engine.model, engine.machine, replace(engine.plan, max_pixels=512 * 512), "")
+    small = Engine(engine.pipeline, engine.model, engine.machine, replace(engine.plan, max_pixels=512 * 512))
     assert draw(small)
     with pytest.raises(DoesNotFit, match="1024x768"):
         draw(small, size="1024x768")

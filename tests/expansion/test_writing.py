@@ -220,7 +220,7 @@ def test_the_engine_draws_the_expansion_and_tells_it(nano: Engine) -> None:
 
 
 def test_the_engine_expands_only_where_it_is_wanted(nano: Engine) -> None:
-    quiet = Engine(nano.pipeline, nano.model, nano.machine, nano.plan, nano.acceleration)
+    quiet = Engine(nano.pipeline, nano.model, nano.machine, nano.plan)
     assert next(iter(quiet.draw(request()))).stage == "encode"
     assert next(iter(nano.draw(request(prompt_expansion=False)))).stage == "encode"
     assert Engine.load("nano", LoadOptions(expansion=False)).writer is None

@@ -106,6 +106,14 @@ def _has_fp8_product(rows: Tensor, sizes: tuple[int, int]) -> bool:
     return torch.cuda.get_device_capability(rows.device) >= (8, 9)
 
 
+def has_product(layer: QuantizedLinear) -> bool:
+    """Whether this device multiplies rows in 8 bits with this layer, whatever their number."""
+    sizes, rows = (layer.in_features, layer.out_features), layer.weight[:1].expand(ROWS_AT_ONCE, -1)
+    if layer.weight.device.type != "cuda":
+        return layer.weight.device.type == "cpu"
+    return _has_int8_product(rows, sizes) if layer.scheme == "int8" else _has_fp8_product(rows, sizes)
+
+
 def quantize_layers(model: nn.Module, names: tuple[str, ...], scheme: Scheme, device: torch.device | str) -> None:
     """Replace the wide linear layers of a network before its weights are loaded.
 
@@ -120,4 +128,21 @@ def quantize_layers(model: nn.Module, names: tuple[str, ...], scheme: Scheme, de
             assert module.bias is None
             parent, _, child = name.rpartition(".")
             quantized = QuantizedLinear(module.in_features, module.out_features, scheme, device)
+            model.get_submodule(parent).register_module(child, quantized)
+
+
+def quantize_loaded(model: nn.Module, names: tuple[str, ...], scheme: Scheme) -> None:
+    """Replace the wide linear layers of a loaded network, each on its device; the old weights are not touched.
+
+    Args:
+        model: whose layers are replaced; others may share their weights.
+        names: how the layers' names end.
+        scheme: "int8" or "fp8".
+    """
+    for name, module in list(model.named_modules()):
+        if isinstance(module, nn.Linear) and name.endswith(names):
+            assert module.bias is None
+            parent, _, child = name.rpartition(".")
+            quantized = QuantizedLinear(module.in_features, module.out_features, scheme, module.weight.device)
+            quantized.load_rows(0, module.weight)
             model.get_submodule(parent).register_module(child, quantized)

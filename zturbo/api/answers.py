@@ -70,6 +70,7 @@ class Answer:
             **_safety(delivered),
             "timings": {name: round(seconds, 4) for name, seconds in delivered.timings.items()},
             "model_version": delivered.model_version,
+            **({"acceleration": delivered.level} if delivered.level else {}),
         }
 
     def events(self, request: Request) -> list[bytes]:
@@ -130,6 +131,7 @@ class Answer:
                 "pictures": [[picture.name, picture.seed, picture.flagged] for picture in delivered.pictures],
                 "timings": delivered.timings,
                 "model_version": delivered.model_version,
+                "level": delivered.level,
                 "safety": asdict(delivered.safety) if delivered.safety else None,
                 "expansion": asdict(delivered.expansion) if delivered.expansion else None,
             }
@@ -152,7 +154,8 @@ class Answer:
             pictures.append(Delivery(data, seed, name, flagged))
         safety = Screening(**facts["safety"]) if facts["safety"] else None
         expansion = Expansion(**facts["expansion"]) if facts["expansion"] else None
-        delivered = Delivered(tuple(pictures), facts["timings"], facts["model_version"], safety, expansion)
+        told = (facts["timings"], facts["model_version"], safety, expansion, facts.get("level"))
+        delivered = Delivered(tuple(pictures), *told)
         return cls(wanted.with_seed(facts["seed"]), delivered, facts["credits"], facts["created"], public_url)
 
 

@@ -425,6 +425,7 @@ def _pictures() -> Json:
             "description": "Seconds by stage, and in total.",
         },
         model_version=_text("The checkpoint and its digest."),
+        acceleration=_text("The level that drew: a lower one than asked for, where that one gains nothing here."),
         meta=_object(usage=USAGE | {"nullable": True}) | {"nullable": True, "description": "What it cost."},
     )
     headers = {

@@ -54,7 +54,8 @@ def _load(config: Config) -> "Engine":
     """Load the engine; on the worker's thread, so that /healthz answers meanwhile."""
     from zturbo.engine.engine import Engine
 
-    engine = Engine.load_configured(config)
+    engine = Engine.load_configured(config, build=True)
+    engine.warm_up()
     _say(engine.block())
     return engine
 

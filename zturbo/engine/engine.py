@@ -6,17 +6,19 @@ for progress in engine.draw(params):
 progress.pictures[0].pixels
 """
 
+import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import torch
 from torch import nn
 
+from zturbo.acceleration.attention import choose_attention, use_attention
 from zturbo.acceleration.fp16 import fit_half_precision
-from zturbo.acceleration.levels import accelerate
+from zturbo.acceleration.levels import Levels, build_passes
 from zturbo.acceleration.quantize import TEXT_ENCODER_LAYERS, TRANSFORMER_LAYERS, quantize_layers
 from zturbo.config import Config
 from zturbo.engine.catalog import NANO, Z_IMAGE_TURBO, local_path, resolve
@@ -27,6 +29,7 @@ from zturbo.engine.pipeline import Pipeline
 from zturbo.engine.plan import DTYPES, GIB, HEADROOM, ModelSize, Plan, Wish, choose_plan
 from zturbo.engine.progress import Picture, Progress
 from zturbo.engine.tokenizer import PromptTokenizer
+from zturbo.engine.warming import keep_compiled, warm_up
 from zturbo.engine.writing import Writer, open_writer
 from zturbo.errors import Cancelled, DoesNotFit, InvalidInput, Problem, WeightsError, WeightsNotFound, ZTurboError
 from zturbo.expansion.expansion import Expansion
@@ -57,6 +60,11 @@ class LoadOptions:
     dtype: str = "auto"
     quantization: Wish = "auto"
     acceleration: str = "regular"
+    """The level that is made ready while loading; the others are when a request first asks for them."""
+    build: bool = False
+    """Compile what the levels' passes need and is not on the disk yet, beside the loading."""
+    attention: str = "auto"
+    """The attention kernel: "auto", or one of `acceleration.attention`."""
     loras: tuple[tuple[Path, float], ...] = ()
     text_encoder: Path | None = None
     vae: Path | None = None
@@ -86,11 +94,11 @@ class Engine:
         model: ModelInfo,
         machine: Machine,
         plan: Plan,
-        acceleration: str,
+        levels: Levels | None = None,
         writer: Writer | None = None,
     ) -> None:
         self.pipeline, self.model, self.machine, self.plan = pipeline, model, machine, plan
-        self.acceleration, self.writer = acceleration, writer
+        self.levels, self.writer = levels or Levels(pipeline), writer
 
     @classmethod
     def load(
@@ -110,6 +118,9 @@ class Engine:
             WeightsError, WeightsNotFound, ConfigError: the files are missing, damaged or of another model.
             DeviceError, DoesNotFit: this machine cannot run it as asked.
         """
+        keep_compiled()
+        builder = threading.Thread(target=build_passes if options.build else lambda: None, name="builder", daemon=True)
+        builder.start()
         name, path, known = resolve(model)
         checkpoint = complete(open_checkpoint(path, text_encoder=options.text_encoder, vae=options.vae))
         machine = detect(options.device)
@@ -117,11 +128,14 @@ class Engine:
         loras = tuple(open_lora(file, checkpoint.transformer.config, scale) for file, scale in options.loras)
         pipeline = build_pipeline(checkpoint, plan, loras, report)
         pipeline.lanes = _lanes(machine, plan)
+        plan = replace(plan, attention=_attention(pipeline, options.attention))
         description = known.description if known else checkpoint.kind
         adapters = "".join(f"+{file_digest(file)[:8]}*{scale:g}" for file, scale in options.loras)
         info = ModelInfo(name, f"{name}@{checkpoint.version}{adapters}", path, known is NANO, description)
-        level = accelerate(pipeline, options.acceleration)
-        return cls(pipeline, info, machine, plan, level, _writer(checkpoint, pipeline, plan, info, options))
+        builder.join()
+        levels = Levels(pipeline, _budget(machine) - plan.device_bytes)
+        _ = levels[options.acceleration]  # the first request of this level shall not wait for it
+        return cls(pipeline, info, machine, plan, levels, _writer(checkpoint, pipeline, plan, info, options))
 
     @classmethod
     def load_configured(
@@ -135,6 +149,7 @@ class Engine:
             dtype=config.dtype,
             quantization=cast(Wish, config.quantization),  # the settings' table allows nothing else
             acceleration=config.acceleration,
+            attention=config.attention,
             expansion=config.expansion_provider == "local",
             **parts,
         )
@@ -167,7 +182,8 @@ class Engine:
             InvalidInput: the model's tokens do not divide the size.
         """
         self._check(params)
-        images, steps, pipeline = params.num_images, params.steps, self.pipeline
+        level = self.levels[params.acceleration]
+        images, steps, pipeline = params.num_images, params.steps, level.pipeline
         work, shown = _Work(cancelled), preview_steps(steps, previews)
         expansion = None
         if params.prompt_expansion and self.writer is not None:
@@ -190,7 +206,18 @@ class Engine:
             yield Progress("decode", image, images, steps, steps)
             pictures.append(Picture(work.do("decode", pipeline.decode, step.latents), seed))
             yield Progress("drawn", image, images, steps, steps, None, (pictures[-1],), expansion=expansion)
-        yield Progress("done", images - 1, images, steps, steps, None, tuple(pictures), work.timings(), expansion)
+        yield Progress(
+            "done",
+            images - 1,
+            images,
+            steps,
+            steps,
+            None,
+            tuple(pictures),
+            work.timings(),
+            expansion,
+            level=level.drawn,
+        )
 
     def _check(self, params: GenerationParams) -> None:
         """Refuse what this model or this machine cannot draw."""
@@ -208,6 +235,12 @@ class Engine:
         with self.pipeline.lanes.alone():
             return writer.expand(prompt, cancelled)
 
+    def warm_up(self) -> None:
+        """On CUDA, draw the common shapes once at the level that was made ready."""
+        if self.pipeline.device.type == "cuda":
+            for level in self.levels.made():
+                warm_up(level.pipeline, self.plan.max_pixels)
+
     def block(self) -> str:
         """The start-up block: what runs, how, and why, a line each."""
         plan, machine = self.plan, self.machine
@@ -220,11 +253,20 @@ class Engine:
             "vae": f"{plan.vae_dtype}, {f'in tiles of {plan.tile} pixels' if plan.tile else 'whole pictures'}",
             "attention": plan.attention,
             "expansion": "by the text encoder" if self.writer else "not here",
-            "acceleration": self.acceleration,
+            **{f"level {level.name}": str(level) for level in self.levels.made()},
             "lanes": f"{self.lanes}  (requests drawn side by side)",
             "memory": f"at most {plan.device_bytes / GIB:.1f} GiB",
         }
-        return "\n".join(f"{name:>12}  {value}" for name, value in rows.items())
+        return "\n".join(f"{name:>13}  {value}" for name, value in rows.items())
+
+
+def _attention(pipeline: Pipeline, wish: str) -> str:
+    """Give the transformer the attention kernel that fits; returns the reason in words."""
+    config = pipeline.transformer.config
+    heads, size = config.n_heads, config.dim // config.n_heads
+    attend, reason = choose_attention(pipeline.device, pipeline.dtype, heads, size, wish)
+    use_attention(pipeline.transformer, attend)
+    return reason
 
 
 def _writer(
@@ -240,8 +282,12 @@ def _writer(
 
 def _lanes(machine: Machine, plan: Plan) -> Lanes:
     """As many as this machine has threads and memory for."""
-    free = int(machine.device_free * HEADROOM[machine.device])
-    return Lanes(lane_count(machine.device, torch.get_num_threads(), free, plan.device_bytes))
+    return Lanes(lane_count(machine.device, torch.get_num_threads(), _budget(machine), plan.device_bytes))
+
+
+def _budget(machine: Machine) -> int:
+    """Bytes of the device's memory that may be used."""
+    return int(machine.device_free * HEADROOM[machine.device])
 
 
 def preview_steps(steps: int, previews: int) -> frozenset[int]:

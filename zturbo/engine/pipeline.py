@@ -10,6 +10,7 @@ must give the same bytes alone and next to others. Where several pictures are co
 the threads between them.
 """
 
+import copy
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -46,6 +47,7 @@ class Pipeline:
         scheduler: the folder's noise schedule.
         tile: decode in tiles of this many latents a side where a picture is larger; None never tiles.
         lanes: shares the processor between pictures that are computed side by side.
+        level: the acceleration level that this pipeline was forked for.
     """
 
     def __init__(
@@ -57,16 +59,26 @@ class Pipeline:
         scheduler: SchedulerConfig,
         tile: int | None = None,
         lanes: Lanes | None = None,
+        level: str = "none",
     ) -> None:
         self.tokenizer, self.text_encoder, self.transformer, self.vae = tokenizer, text_encoder, transformer, vae
         self.scheduler = scheduler
-        self.tile = tile
+        self.tile, self.level = tile, level
         self.lanes = lanes or Lanes()
         self.device = transformer.x_pad_token.device
         self.dtype = transformer.x_pad_token.dtype
         self.vae_dtype = vae.decoder.conv_in.weight.dtype
         self._captions: OrderedDict[str, Tensor] = OrderedDict()
         self._schedules: dict[int, Schedule] = {}
+
+    def fork(self, level: str) -> "Pipeline":
+        """The same model for another level: transformer and VAE of its own, which share the weights with this one."""
+        networks = (self.transformer, self.vae)
+        shared = {id(one): one for network in networks for one in (*network.parameters(), *network.buffers())}
+        transformer, vae = copy.deepcopy(networks, shared)
+        return Pipeline(
+            self.tokenizer, self.text_encoder, transformer, vae, self.scheduler, self.tile, self.lanes, level
+        )
 
     @property
     def pixels_per_token(self) -> int:
@@ -121,7 +133,7 @@ class Pipeline:
         first = noise(seed, channels, height // factor, width // factor).to(self.device)
         schedule, side = self.schedule(steps), self.pixels_per_token
         rope = self.transformer.rope(height // side, width // side, caption.shape[1], self.device)
-        shape = f"a step at {width}x{height} with {caption.shape[1]} caption slots"
+        shape = f"a step at {width}x{height} with {caption.shape[1]} caption slots, level {self.level}"
 
         def predict(latents: Tensor, index: int) -> Tensor:
             step = (latents.to(self.dtype), caption, schedule.modulation[index], rope)
@@ -135,7 +147,7 @@ class Pipeline:
     def decode(self, latents: Tensor) -> np.ndarray[tuple[int, int, int], np.dtype[np.uint8]]:
         """Pixels (H, W, 3) uint8 of latents (1, C, h, w) fp32."""
         z = self.vae.to_vae_scale(latents.to(self.vae_dtype)).contiguous(memory_format=torch.channels_last)
-        shape = f"the decoding of {latents.shape[3]}x{latents.shape[2]} latents"
+        shape = f"the decoding of {latents.shape[3]}x{latents.shape[2]} latents, level {self.level}"
         images = self.lanes.compute(shape, lambda: self._decoded(z))
         pixels: np.ndarray[tuple[int, int, int], np.dtype[np.uint8]] = to_pixels(images)[0].cpu().numpy()
         return pixels

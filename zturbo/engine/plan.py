@@ -129,8 +129,12 @@ def choose_dtype(machine: Machine, wish: str = "auto") -> tuple[str, str]:
 
 
 def attention_reason(machine: Machine) -> str:
-    """The attention backend in words; PyTorch picks the kernel per shape."""
-    kernels = {"cuda": "flash or cuDNN kernel", "mps": "Metal kernel", "cpu": "blocked CPU kernel"}
+    """The attention backend in words, before a model is loaded; loading on CUDA tries what is there, and says it."""
+    kernels = {
+        "cuda": "or a faster kernel that passes its trial at load",
+        "mps": "Metal kernel",
+        "cpu": "blocked CPU kernel",
+    }
     return f"PyTorch SDPA ({kernels[machine.device]}; there are no masks)"
 
 

@@ -31,6 +31,7 @@ class Progress:
     pictures: with the stage "drawn" the picture just finished, with "done" all of them.
     timings: only with "done"; seconds by stage, and "total".
     expansion: with "encode", "drawn" and "done" what became of the prompt, where expansion was asked of the engine.
+    level: only with "done"; the acceleration level that really drew, where the engine has levels.
     position, expected_s: only with "queued"; how many waiting requests go before this one, and in about how many
         seconds it begins (None while no rate is known).
     """
@@ -46,3 +47,4 @@ class Progress:
     expansion: Expansion | None = None
     position: int | None = None
     expected_s: float | None = None
+    level: str | None = None
