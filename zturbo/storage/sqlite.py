@@ -169,16 +169,7 @@ class SqliteLedger:
 
     async def start(self, request: Request, credits: int, limit: KeyLimit | None) -> Refusal | None:
         assert_credits(credits)
-
-        def job(connection: sqlite3.Connection) -> Refusal | None:
-            refused = _refusal(connection, request, credits, limit)
-            if refused is None:
-                _insert_row(connection, request, ("running", credits, 0, None, None, "{}"))
-            else:
-                _insert_row(connection, request, ("rejected", 0, 0, request.created_ms, refused, "{}"))
-            return refused
-
-        return await self._database.write(job)
+        return await self._database.write(lambda connection: _start(connection, request, credits, limit))
 
     async def finish(self, request_id: str, ending: Ending) -> bool:
         return await self._database.write(lambda connection: _finish(connection, request_id, ending))
@@ -303,6 +294,15 @@ class SqliteIdempotency:
     async def expire(self, now_ms: int) -> int:
         query = "DELETE FROM idempotency WHERE expires_ms <= ?"
         return await self._database.write(lambda connection: connection.execute(query, (now_ms,)).rowcount)
+
+
+def _start(connection: sqlite3.Connection, request: Request, credits: int, limit: KeyLimit | None) -> Refusal | None:
+    refused = _refusal(connection, request, credits, limit)
+    if refused is None:
+        _insert_row(connection, request, ("running", credits, 0, None, None, "{}"))
+    else:
+        _insert_row(connection, request, ("rejected", 0, 0, request.created_ms, refused, "{}"))
+    return refused
 
 
 def _refusal(connection: sqlite3.Connection, request: Request, credits: int, limit: KeyLimit | None) -> Refusal | None:
