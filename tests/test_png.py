@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from zturbo.png import SIGNATURE, png
+from zturbo.png import PART_BYTES, SIGNATURE, png
 
 
 def chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
@@ -41,6 +41,16 @@ def test_pixels_may_lie_in_any_order(step: tuple[int, int, int]) -> None:
     pixels = noise[:: step[0], :: step[1], :: step[2]]
     with Image.open(io.BytesIO(png(pixels, []))) as picture:
         assert np.array_equal(np.asarray(picture), pixels)
+
+
+def test_a_picture_of_many_parts_comes_back() -> None:
+    pixels = np.random.default_rng(0).integers(0, 8, (1000, 777, 3), dtype=np.uint8)
+    data = png(pixels, [])
+    assert png(pixels, []) == data
+    with Image.open(io.BytesIO(data)) as picture:
+        assert np.array_equal(np.asarray(picture), pixels)
+    (content,) = (content for kind, content in chunks(data) if kind == b"IDAT")
+    assert len(zlib.decompress(content)) == 1000 * (1 + 777 * 3) > 2 * PART_BYTES
 
 
 def test_it_is_an_ordinary_png() -> None:

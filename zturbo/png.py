@@ -5,8 +5,11 @@ the filter they are noise round zero. The table in docs/log.md has the ways that
 written here, as any decoder does: the file is an ordinary PNG (https://www.w3.org/TR/png-3/).
 """
 
+import os
 import struct
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from typing import TYPE_CHECKING
 
 from zlib_ng import zlib_ng
@@ -17,6 +20,10 @@ if TYPE_CHECKING:
     Pixels = np.ndarray[tuple[int, int, int], np.dtype[np.uint8]]
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
+PART_BYTES = 1 << 19
+"""Of the lines that are compressed at a time; a picture of 1024x1024 has 7 parts, one of 512x512 has 2."""
+_ZLIB = b"\x78\x01"
+"""Deflate with a window of 32 KiB, made for speed (RFC 1950, 2.2)."""
 _RGB8 = b"\x08\x02\x00\x00\x00"
 """8 bits a channel, three channels; the only kinds of compression and filter there are; not interlaced."""
 _SUB = 1
@@ -37,16 +44,33 @@ def png(pixels: "Pixels", texts: Sequence[tuple[str, str]]) -> bytes:
 
 
 def _deflated(pixels: "Pixels") -> bytes:
+    """The filtered lines as one zlib stream. Where it is cut depends on the size alone, and so the bytes do too."""
     import numpy as np
 
     height, width, channels = pixels.shape
     lines = pixels.reshape(height, width * channels)
     filtered = np.empty((height, 1 + width * channels), np.uint8)
-    filtered[:, 0] = _SUB
-    filtered[:, 1 : 1 + channels] = lines[:, :channels]
-    np.subtract(lines[:, channels:], lines[:, :-channels], out=filtered[:, 1 + channels :])
-    compressor = zlib_ng.compressobj(1, strategy=zlib_ng.Z_RLE)
-    return compressor.compress(filtered) + compressor.flush()
+
+    def part(first: int) -> bytes:
+        """Some lines, filtered and deflated; all parts but the last end on a whole byte."""
+        given, made = lines[first : first + rows], filtered[first : first + rows]
+        made[:, 0] = _SUB
+        made[:, 1 : 1 + channels] = given[:, :channels]
+        np.subtract(given[:, channels:], given[:, :-channels], out=made[:, 1 + channels :])
+        compressor = zlib_ng.compressobj(1, wbits=-zlib_ng.MAX_WBITS, strategy=zlib_ng.Z_RLE)
+        last = first + rows >= height
+        return compressor.compress(made) + compressor.flush(zlib_ng.Z_FINISH if last else zlib_ng.Z_SYNC_FLUSH)
+
+    rows = max(1, PART_BYTES // (1 + width * channels))
+    firsts = range(0, height, rows)
+    parts = list(_threads().map(part, firsts)) if len(firsts) > 1 else [part(0)]
+    return b"".join([_ZLIB, *parts, struct.pack(">I", zlib_ng.adler32(filtered))])
+
+
+@cache
+def _threads() -> ThreadPoolExecutor:
+    """What compresses parts of a picture side by side; compressing holds no lock of the interpreter's."""
+    return ThreadPoolExecutor(min(4, os.cpu_count() or 1), thread_name_prefix="zturbo-png")
 
 
 def _chunk(kind: bytes, data: bytes) -> bytes:

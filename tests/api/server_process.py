@@ -151,7 +151,7 @@ class Reply:
 @contextmanager
 def serving(
     folder: Path, gate: Path | None = None, step_s: float = 0, side: int = MAX_SIDE, ready: bool = True,
-    start: bool = True, **settings: object,
+    start: bool = True, module: str = "tests.api.server_process", **settings: object,
 ) -> Iterator[Serving]:  # fmt: skip
     """A server on a free loopback port, its data in FOLDER/data; killed at the end where it still runs.
 
@@ -161,6 +161,7 @@ def serving(
         side: pixels of the largest picture that is really drawn.
         ready: wait until pictures can be drawn; else only until it answers.
         start: wait at all.
+        module: what Python runs, with its arguments; "zturbo serve" draws in earnest.
         settings: as in `Config`.
     """
     port, log = free_port(), folder / "server.log"
@@ -173,7 +174,7 @@ def serving(
     clean = {name: value for name, value in os.environ.items() if not name.startswith("ZTURBO_")}
     with log.open("ab") as output:
         process = subprocess.Popen(
-            [sys.executable, "-m", "tests.api.server_process"],
+            [sys.executable, "-m", *module.split()],
             env=clean | environment,
             stdout=output,
             stderr=output,
