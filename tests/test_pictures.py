@@ -81,12 +81,6 @@ def test_jpeg_keeps_the_chroma_at_full_size() -> None:
         assert picture.quantization[0][0] == 2  # quality 95 of libjpeg's scale
 
 
-def test_png_is_compressed_for_speed() -> None:
-    data = encode(smooth(), "png", None)
-    flags = data[data.index(b"IDAT") + 5]
-    assert flags >> 6 == 0  # zlib's own note of the level (RFC 1950): the fastest
-
-
 def test_webp_is_what_pillow_makes_of_quality_90() -> None:
     def pixels_of(data: bytes) -> bytes:
         begin = data.index(b"VP8 ") + 4
@@ -94,7 +88,7 @@ def test_webp_is_what_pillow_makes_of_quality_90() -> None:
 
     plain = io.BytesIO()
     noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
-    Image.fromarray(noise).save(plain, "WEBP", quality=90, method=4)
+    Image.fromarray(noise).save(plain, "WEBP", quality=90, method=2)
     assert pixels_of(encode(noise, "webp", None)) == pixels_of(plain.getvalue())
 
 

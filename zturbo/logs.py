@@ -1,13 +1,71 @@
 """How the server logs: one line per event on stderr, as JSON for machines or as text for people.
 
-Events are ordinary `logging` records with `extra` members (request_id, key, status, seconds, ...); structlog renders
-them, and those of the libraries beside them. Prompts are never among them.
+Events are ordinary `logging` records with `extra` members (request_id, key, status, seconds, ...), those of the
+libraries among them. Prompts are never among them.
 """
 
+import asyncio
+import json
 import logging
 import sys
+from datetime import UTC, datetime
+from typing import TextIO
 
 import structlog
+
+FLUSH_S = 0.05
+"""How long a line may wait for others. Each write lets another thread have the interpreter."""
+_STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime"}
+"""Members of every record; the others are the event's own."""
+_encode = json.JSONEncoder(ensure_ascii=False, default=repr).encode
+
+
+class JsonLines(logging.Formatter):
+    """A record as one line of JSON: event, level, the event's own members, timestamp, exception where there is one."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line = {"event": record.getMessage(), "level": record.levelname.lower()}
+        line |= {name: value for name, value in vars(record).items() if name not in _STANDARD}
+        moment = datetime.fromtimestamp(record.created, UTC)
+        line["timestamp"] = f"{moment:%Y-%m-%dT%H:%M:%S}.{moment.microsecond:06d}Z"
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        return _encode(line)
+
+
+class GatheringHandler(logging.StreamHandler[TextIO]):
+    """Writes lines of the event loop together, at most `FLUSH_S` later; those of other threads and warnings at once.
+
+    A killed server loses what waits. Its records do not depend on it.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(sys.stderr)
+        self._lines: list[str] = []
+        self.gathers = True
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Called with the handler's lock held."""
+        try:
+            self._lines.append(self.format(record))
+            loop = asyncio._get_running_loop() if self.gathers and record.levelno < logging.WARNING else None
+            if loop is None:
+                self.flush()
+            elif len(self._lines) == 1:
+                loop.call_later(FLUSH_S, self.flush)
+        except Exception:
+            self.handleError(record)
+
+    def flush(self) -> None:
+        """Write what waits."""
+        self.acquire()
+        try:
+            if self._lines:
+                lines, self._lines = self._lines, []
+                self.stream.write("\n".join([*lines, ""]))
+            super().flush()
+        finally:
+            self.release()
 
 
 def set_up(log_format: str) -> None:
@@ -17,22 +75,30 @@ def set_up(log_format: str) -> None:
         log_format: json, text, or auto: text where stderr is a terminal, else json.
     """
     people = log_format == "text" or (log_format == "auto" and sys.stderr.isatty())
-    renderer = structlog.dev.ConsoleRenderer() if people else structlog.processors.JSONRenderer(ensure_ascii=False)
-    pre_chain: list[structlog.typing.Processor] = [
-        structlog.stdlib.add_log_level,
-        structlog.stdlib.ExtraAdder(),
-        structlog.processors.TimeStamper("iso", utc=True),
-    ]
-    errors = [] if people else [structlog.processors.format_exc_info]
-    handler = logging.StreamHandler()
-    handler.setFormatter(
-        structlog.stdlib.ProcessorFormatter(
-            foreign_pre_chain=pre_chain,
-            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *errors, renderer],
-        )
-    )
+    handler = GatheringHandler()
+    handler.setFormatter(_for_people() if people else JsonLines())
     logging._srcfile = None  # no event says which line it came from: the stack need not be walked
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
+    logging.logAsyncioTasks = False
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.INFO)
+
+
+def finish() -> None:
+    """Write what waits, and from here on every line at once: the process is about to end."""
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, GatheringHandler):
+            handler.gathers = False
+            handler.flush()
+
+
+def _for_people() -> logging.Formatter:
+    return structlog.stdlib.ProcessorFormatter(
+        foreign_pre_chain=[
+            structlog.stdlib.add_log_level,
+            structlog.stdlib.ExtraAdder(),
+            structlog.processors.TimeStamper("iso", utc=True),
+        ],
+        processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, structlog.dev.ConsoleRenderer()],
+    )

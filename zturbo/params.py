@@ -239,9 +239,9 @@ def _required(path: tuple[str, ...]) -> object:
 
 
 def _random_seed(_path: tuple[str, ...]) -> int:
-    import secrets  # takes as long to import as this whole file
+    import random  # takes as long to import as this whole file
 
-    return 1 + secrets.randbelow(RANDOM_SEED_LIMIT - 1)
+    return random.randrange(1, RANDOM_SEED_LIMIT)  # no secret: the answer tells it
 
 
 def _always(default: object) -> Callable[[tuple[str, ...]], object]:

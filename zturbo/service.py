@@ -189,7 +189,8 @@ class Service:
             while progress is None or progress.stage != "done":
                 progress = await events.next()
                 work.expansion = work.expansion or progress.expansion
-                progress = replace(progress, expansion=work.expansion)
+                if work.expansion is not progress.expansion:
+                    progress = replace(progress, expansion=work.expansion)
                 yield progress if checker is None else await _veiled(progress)
             judging = time.perf_counter()
             queued = judging - start - guarded - asked - progress.timings["total"]
@@ -223,7 +224,7 @@ class Service:
         refusal = await self.records.ledger.start(order.request, order.credits, order.limit)
         if refusal is not None:
             work.ended = True  # the ledger has written it down as rejected
-            self.metrics.requests.labels("rejected").inc()
+            self.metrics.ended("rejected")
             raise InsufficientCredits(f"{REFUSALS[refusal]}: this request costs {order.credits} credits")
 
     async def _allow(self, order: Order) -> float:
@@ -263,6 +264,8 @@ class Service:
 
     async def _encode(self, pictures: tuple[Screened, ...], order: Order, work: _Work) -> tuple[Delivery, ...]:
         """All files of a request, encoded and stored side by side; none goes on when one fails."""
+        if len(pictures) == 1:
+            return (await self._deliver(pictures[0], order, work),)
         try:
             async with asyncio.TaskGroup() as group:
                 tasks = [group.create_task(self._deliver(picture, order, work)) for picture in pictures]
@@ -288,7 +291,7 @@ class Service:
         data = encode(picture.pixels, params.output_format, screened.withheld or settings)
         if self.signer is not None:
             data = self.signer.sign(data, params.output_format)
-        self.metrics.encode.labels(params.output_format).observe(time.perf_counter() - start)
+        self.metrics.encoded(params.output_format, time.perf_counter() - start)
         return data
 
     async def _charge(self, order: Order, delivered: Delivered, work: _Work) -> None:
@@ -349,7 +352,7 @@ class Service:
 
     async def reject(self, request: Request, error: Exception) -> None:
         """Write down a request that never began; a store that fails does not change its answer."""
-        self.metrics.requests.labels("rejected").inc()
+        self.metrics.ended("rejected")
         ending = Ending(status="rejected", ended_ms=now_ms(), error=_code(error))
         with contextlib.suppress(StorageError):
             await self.records.ledger.reject(request, ending)
@@ -376,7 +379,7 @@ class Service:
 
     def _count(self, order: Order, ending: Ending) -> None:
         params = order.params
-        self.metrics.requests.labels(ending.status).inc()
+        self.metrics.ended(ending.status)
         if ending.status == "done":
             self.metrics.credits.inc(ending.credits)
             seconds = dict(ending.seconds)

@@ -161,7 +161,7 @@ def serving(
         side: pixels of the largest picture that is really drawn.
         ready: wait until pictures can be drawn; else only until it answers.
         start: wait at all.
-        module: what is run, with these settings in its environment.
+        module: what Python runs, with its arguments; "zturbo serve" draws in earnest.
         settings: as in `Config`.
     """
     port, log = free_port(), folder / "server.log"
@@ -174,7 +174,7 @@ def serving(
     clean = {name: value for name, value in os.environ.items() if not name.startswith("ZTURBO_")}
     with log.open("ab") as output:
         process = subprocess.Popen(
-            [sys.executable, "-m", module],
+            [sys.executable, "-m", *module.split()],
             env=clean | environment,
             stdout=output,
             stderr=output,

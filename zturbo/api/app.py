@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from starlette.applications import Starlette
 from starlette.middleware.cors import CORSMiddleware
 
+from zturbo import logs
 from zturbo.api import errors, images, keys, models, monitoring, openapi, pictures, usage, web
 from zturbo.api.identity import EXPOSED, RequestIds
 from zturbo.api.operations import OPERATIONS
@@ -66,6 +67,7 @@ def create_app(
                 await service.close()
         finally:
             await storage.close()
+            logs.finish()
 
     routes = [route for part in PARTS for route in part.router.routes]
     app = Starlette(routes=routes, lifespan=life)

@@ -5,10 +5,9 @@ Middleware here is pure ASGI: Starlette's BaseHTTPMiddleware hides a client's le
 
 import logging
 import re
-import secrets
 import time
 
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -20,6 +19,7 @@ from zturbo.metrics import Metrics
 from zturbo.service import Service
 from zturbo.storage.embedded import now_ms
 from zturbo.storage.records import Key
+from zturbo.tokens import new_token
 
 CLIENT_CLOSED = 499
 """The status of an answer that nobody reads, because the client is gone."""
@@ -34,11 +34,6 @@ UNLOGGED = ("/healthz", "/readyz", "/metrics")
 log = logging.getLogger("zturbo.http")
 
 
-def new_id() -> str:
-    """21 characters of A-Z, a-z, 0-9, - and _: 126 random bits."""
-    return secrets.token_urlsafe(16)[:21]
-
-
 class RequestIds:
     """Gives each request its id, logs how it was answered, and answers a crash with a 500 in our own form."""
 
@@ -48,18 +43,18 @@ class RequestIds:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
-        request_id, start, status = new_id(), time.perf_counter(), 0
+        request_id, start, status = new_token(), time.perf_counter(), 0
         scope.setdefault("state", {})["request_id"] = request_id
         client_id = client_id_of(Headers(scope=scope))
+        tags = [(b"x-request-id", request_id.encode()), (b"x-inference-id", request_id.encode())]
+        if client_id is not None:
+            tags.append((b"x-client-request-id", client_id.encode()))
 
         async def tagged(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                headers = MutableHeaders(scope=message)
-                headers["x-request-id"] = headers["x-inference-id"] = request_id
-                if client_id is not None:
-                    headers["x-client-request-id"] = client_id
+                message["headers"] = [*message["headers"], *tags]
             await send(message)
 
         try:
@@ -72,7 +67,7 @@ class RequestIds:
                 raise
             await respond(Request(scope), error)(scope, receive, tagged)
         finally:
-            self.metrics.responses.labels(str(status)).inc()
+            self.metrics.answered(status)
             if scope["path"] not in UNLOGGED:
                 log.info(
                     "answered",

@@ -168,14 +168,25 @@ async def _whole(job: Job) -> Response:
 
 async def _unless_left(request: Request, work: Awaitable[Result]) -> Result | None:
     """What some work returns; None where the client goes away first, and then the work is cancelled."""
-    working, leaving = asyncio.ensure_future(work), asyncio.ensure_future(_left(request))
+    worker, working = asyncio.current_task(), True
+    assert worker is not None, "a request is answered in a task of its own"
+
+    async def watch() -> None:
+        await _left(request)
+        if working:
+            worker.cancel()
+
+    leaving = asyncio.ensure_future(watch())
     try:
-        await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
-        return await working if working.done() else None
+        return await work
+    except asyncio.CancelledError:
+        if leaving.done() and worker.uncancel() == 0:
+            return None
+        raise  # the server itself wants it to end
     finally:
-        working.cancel()
+        working = False
         leaving.cancel()
-        await asyncio.wait((working, leaving))
+        await asyncio.wait((leaving,))  # two that receive at once would take each other's messages
 
 
 async def _replayed(request: Request, wanted: ImageRequest, first: bytes) -> Response:

@@ -1,12 +1,26 @@
 """The routes of one file of zturbo.api, each written down beside its handler."""
 
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 
 Handler = Callable[[Request], Awaitable[Response]]
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """A handler as an ASGI application. What it raises is answered by the application's handlers of errors alone; to a
+    plain function Starlette would give a second set of them."""
+
+    handler: Handler
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        response = await self.handler(Request(scope, receive, send))
+        await response(scope, receive, send)
 
 
 class Router:
@@ -28,7 +42,8 @@ class Router:
         """
 
         def keep(handler: Handler) -> Handler:
-            route = Route(path, handler, methods=methods, include_in_schema=include_in_schema)
+            name = getattr(handler, "__name__", path)
+            route = Route(path, Endpoint(handler), methods=methods, name=name, include_in_schema=include_in_schema)
             route.methods = set(methods)
             self.routes.append(route)
             return handler

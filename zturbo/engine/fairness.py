@@ -25,31 +25,42 @@ class FairOrder:
     def __init__(self) -> None:
         self._claims: dict[Hashable, _Claim] = {}
         self._sharers: Counter[str] = Counter()
-        """Jobs that the imagined engine is at, by owner."""
+        """Jobs that the imagined engine is at, by owner; nobody has none."""
 
     def join(self, job: Hashable, owner: str, cost: float) -> None:
         """A job has come."""
         self._claims[job] = _Claim(owner, cost)
-        self._count()
+        if cost > 0:
+            self._sharers[owner] += 1
 
     def work(self, done: float) -> None:
         """The engine has done some work; the imagined one did as much, for all at once."""
-        for claim in self._claims.values():
+        shares = {owner: done / len(self._sharers) / jobs for owner, jobs in self._sharers.items()}
+        due = []
+        for job, claim in self._claims.items():
             if claim.left > 0:
-                claim.left -= done / len(self._sharers) / self._sharers[claim.owner]
-        self._claims = {job: claim for job, claim in self._claims.items() if claim.left > 0 or not claim.ended}
-        self._count()
+                claim.left -= shares[claim.owner]
+                if claim.left <= 0:
+                    due.append(job)
+        for job in due:
+            self._leave_share(job)
 
     def end(self, job: Hashable) -> None:
         """A job is done; the imagined engine is still at it, unless nothing else is left."""
-        self._claims[job].ended = True
+        claim = self._claims[job]
+        claim.ended = True
+        if claim.left <= 0:
+            del self._claims[job]
         if all(claim.ended for claim in self._claims.values()):
             self._claims.clear()
-        self._count()
+            self._sharers.clear()
 
     def leave(self, job: Hashable) -> None:
         """A job is given up, in both engines."""
-        self._claims[job].left = 0.0
+        claim = self._claims[job]
+        if claim.left > 0:
+            claim.left = 0.0
+            self._leave_share(job)
         self.end(job)
 
     def rank(self, job: Hashable) -> float:
@@ -57,5 +68,11 @@ class FairOrder:
         claim = self._claims[job]
         return claim.left * self._sharers[claim.owner] if claim.left > 0 else 0.0
 
-    def _count(self) -> None:
-        self._sharers = Counter(claim.owner for claim in self._claims.values() if claim.left > 0)
+    def _leave_share(self, job: Hashable) -> None:
+        """The imagined engine has nothing more to do for a job."""
+        claim = self._claims[job]
+        self._sharers[claim.owner] -= 1
+        if not self._sharers[claim.owner]:
+            del self._sharers[claim.owner]
+        if claim.ended:
+            del self._claims[job]

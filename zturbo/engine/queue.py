@@ -50,7 +50,7 @@ class Ticket:
         self.position: int | None = None
         """What its owner was last told; None where it never had to wait."""
         self._booked = 0
-        self._cancelled = threading.Event()
+        self._cancelled = False
 
     @property
     def cost(self) -> int:
@@ -70,11 +70,11 @@ class Ticket:
 
     def cancel(self) -> None:
         """Ask that the work end; a running ticket ends at its next step. May be called at any time, from any thread."""
-        self._cancelled.set()
+        self._cancelled = True
 
     def cancelled(self) -> bool:
         """Whether `cancel` was called."""
-        return self._cancelled.is_set()
+        return self._cancelled
 
 
 class AdmissionQueue:

@@ -1,7 +1,8 @@
 """One SQLite file: its one writer, its readers, its migrations and its backup. No table is named here.
 
-All writes go through one connection on one thread. Jobs that wait together share a transaction (each in its savepoint),
-because a commit costs a sync of the disk and a job does not. An acknowledged write is on the disk (synchronous=FULL).
+All writes go through one connection on one thread. Jobs that wait together share a transaction, because a commit costs
+a sync of the disk and a job does not; where one of them raises, all are run again, each in a savepoint of its own. An
+acknowledged write is on the disk (synchronous=FULL).
 
 SQLite up to 3.51.2 can damage a WAL when two connections write or checkpoint at the same instant
 (https://sqlite.org/wal.html#walresetbug). So readers cannot write, only the writer checkpoints, inside its commit, and
@@ -114,7 +115,8 @@ class Database:
     async def write(self, job: Job[Result]) -> Result:
         """Run a job inside a transaction and return once it is on the disk.
 
-        A caller that is cancelled while it waits stops waiting: the job is done all the same.
+        A job may be run twice, the first time undone: it changes nothing but the database. A caller
+        that is cancelled while it waits stops waiting: the job is done all the same.
 
         Raises:
             StorageError: nothing of the job was written.
@@ -200,15 +202,27 @@ class Database:
     def _commit(self, batch: list[tuple[Job[Any], asyncio.Future[Any]]]) -> list[Any]:
         """Run the jobs of one transaction; each result is what the job returned or raised."""
         with _held(self._turn):
-            self._writer.execute("BEGIN IMMEDIATE")
             try:
-                results = [self._attempt(job) for job, _ in batch]
-                self._writer.execute("COMMIT")
-            except BaseException:
-                if self._writer.in_transaction:
-                    self._writer.execute("ROLLBACK")
-                raise
-            return results
+                return self._transact(batch, self._run)
+            except Exception:
+                if len(batch) == 1:
+                    raise
+                return self._transact(batch, self._attempt)  # once more, to tell whose fault it was
+
+    def _transact(self, batch: list[tuple[Job[Any], asyncio.Future[Any]]], run: Callable[[Job[Any]], Any]) -> list[Any]:
+        """All jobs of a batch in one transaction, each by `run`; nothing of them stays if one raises."""
+        self._writer.execute("BEGIN IMMEDIATE")
+        try:
+            results = [run(job) for job, _ in batch]
+            self._writer.execute("COMMIT")
+        except BaseException:
+            if self._writer.in_transaction:
+                self._writer.execute("ROLLBACK")
+            raise
+        return results
+
+    def _run(self, job: Job[Any]) -> Any:
+        return job(self._writer)
 
     def _attempt(self, job: Job[Any]) -> Any:
         """What a job returned, or what it raised after its own changes were undone."""

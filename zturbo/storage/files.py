@@ -12,9 +12,10 @@ from typing import BinaryIO, Protocol
 
 from zturbo.params import OUTPUT_FORMATS
 from zturbo.storage.records import History
+from zturbo.tokens import LENGTH, new_token
 
 FOLDER_PATTERN = "[0-9a-f]{8}"
-PICTURE_PATTERN = rf"[A-Za-z0-9_-]{{21}}\.({'|'.join(OUTPUT_FORMATS)})"
+PICTURE_PATTERN = rf"[A-Za-z0-9_-]{{{LENGTH}}}\.({'|'.join(OUTPUT_FORMATS)})"
 _NAME = re.compile(f"{FOLDER_PATTERN}/{PICTURE_PATTERN}")
 _FOLDER = re.compile(FOLDER_PATTERN)
 
@@ -69,7 +70,7 @@ class Files(Protocol):
 def new_name(output_format: str, folder: str | None = None) -> str:
     """An unguessable name, in a folder that exists or in a new one."""
     assert output_format in OUTPUT_FORMATS, output_format
-    return f"{folder or new_folder()}/{secrets.token_urlsafe(16)[:21]}.{output_format}"
+    return f"{folder or new_folder()}/{new_token()}.{output_format}"
 
 
 def new_folder() -> str:

@@ -156,10 +156,10 @@ class LocalFiles:
             raise StorageError(f"the files in {self._root} are closed", "the server is shutting down")
         future = self._pool.submit(job)
         try:
-            return await asyncio.shield(asyncio.wrap_future(future))
-        except asyncio.CancelledError:
+            return await asyncio.wrap_future(future)
+        except asyncio.CancelledError:  # a job that has not begun is cancelled as well
             if undo is not None:
-                future.add_done_callback(lambda ended: ended.exception() or undo(ended.result()))
+                future.add_done_callback(lambda ended: ended.cancelled() or ended.exception() or undo(ended.result()))
             raise
 
     def _next_folder(self) -> str:
@@ -281,7 +281,9 @@ def _pictures(folder: Path) -> list[tuple[str, int]]:
 
 def _is_folder(path: Path) -> bool:
     """Whether it is a folder and no link to one."""
-    return path.is_dir() and not path.is_symlink()
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        return stat.S_ISDIR(path.lstat().st_mode)
+    return False
 
 
 def _remove_temporaries(root: Path) -> None:

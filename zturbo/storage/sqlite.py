@@ -37,6 +37,15 @@ from zturbo.storage.records import (
     window_start_ms,
 )
 
+
+def _insert(table: str, columns: Sequence[str]) -> str:
+    return f"INSERT INTO {table} ({', '.join(columns)}) VALUES ({_marks(len(columns))})"
+
+
+def _marks(count: int) -> str:
+    return ", ".join("?" * count)
+
+
 _REQUEST = (
     "request_id", "inference_id", "created_ms", "origin", "key", "client_request_id", "model", "width", "height",
     "steps", "images",
@@ -51,6 +60,9 @@ _SELECT_ROWS = f"""SELECT {", ".join(_ROW)}, safety, (
         SELECT name FROM pictures WHERE pictures.request_id = generations.request_id ORDER BY position
     )
 ) FROM generations"""
+_INSERT_ROW = f"{_insert('generations', _ROW)} ON CONFLICT (request_id) DO NOTHING"
+_INSERT_PICTURE = _insert("pictures", ("name", "request_id", "position"))
+_ADD_CHARGE = f"{_insert('charges', ('key', 'day', 'credits'))} ON CONFLICT DO UPDATE SET credits = credits + ?"
 _SELECT_KEYS = f"SELECT {', '.join(_KEY)} FROM keys"
 _INTERRUPTED = "server_stopped"
 _NAMES_PER_QUERY = 500
@@ -157,16 +169,7 @@ class SqliteLedger:
 
     async def start(self, request: Request, credits: int, limit: KeyLimit | None) -> Refusal | None:
         assert_credits(credits)
-
-        def job(connection: sqlite3.Connection) -> Refusal | None:
-            refused = _refusal(connection, request, credits, limit)
-            if refused is None:
-                _insert_row(connection, request, ("running", credits, 0, None, None, "{}"))
-            else:
-                _insert_row(connection, request, ("rejected", 0, 0, request.created_ms, refused, "{}"))
-            return refused
-
-        return await self._database.write(job)
+        return await self._database.write(lambda connection: _start(connection, request, credits, limit))
 
     async def finish(self, request_id: str, ending: Ending) -> bool:
         return await self._database.write(lambda connection: _finish(connection, request_id, ending))
@@ -293,6 +296,15 @@ class SqliteIdempotency:
         return await self._database.write(lambda connection: connection.execute(query, (now_ms,)).rowcount)
 
 
+def _start(connection: sqlite3.Connection, request: Request, credits: int, limit: KeyLimit | None) -> Refusal | None:
+    refused = _refusal(connection, request, credits, limit)
+    if refused is None:
+        _insert_row(connection, request, ("running", credits, 0, None, None, "{}"))
+    else:
+        _insert_row(connection, request, ("rejected", 0, 0, request.created_ms, refused, "{}"))
+    return refused
+
+
 def _refusal(connection: sqlite3.Connection, request: Request, credits: int, limit: KeyLimit | None) -> Refusal | None:
     account = _account(connection)
     spending = None
@@ -317,18 +329,16 @@ def _finish(connection: sqlite3.Connection, request_id: str, ending: Ending) -> 
     key, held, created_ms = row
     assert ending.credits <= held, f"{ending.credits} credits charged where {held} were held"
     ended_ms = max(ending.ended_ms, created_ms)  # a clock that was set back must not charge a window that is past
+    found = (json.dumps(asdict(ending.safety)),) if ending.safety is not None else ()
     connection.execute(
         "UPDATE generations SET status = ?, held = 0, credits = ?, ended_ms = ?, error = ?, seconds = ?"
-        " WHERE request_id = ?",
-        (ending.status, ending.credits, ended_ms, ending.error, _seconds(ending), request_id),
+        f"{', safety = ?' if found else ''} WHERE request_id = ?",
+        (ending.status, ending.credits, ended_ms, ending.error, _seconds(ending), *found, request_id),
     )
-    if ending.safety is not None:
-        values = (json.dumps(asdict(ending.safety)), request_id)
-        connection.execute("UPDATE generations SET safety = ? WHERE request_id = ?", values)
     if ending.credits:
         _charge(connection, key, ending.credits, ended_ms)
     files = [(name, request_id, position) for position, name in enumerate(ending.files)]
-    connection.executemany(_insert("pictures", ("name", "request_id", "position")), files)
+    connection.executemany(_INSERT_PICTURE, files)
     if ending.answer is not None:
         _keep_answer(connection, ending.answer)
     return True
@@ -337,10 +347,7 @@ def _finish(connection: sqlite3.Connection, request_id: str, ending: Ending) -> 
 def _charge(connection: sqlite3.Connection, key: str | None, credits: int, ended_ms: int) -> None:
     connection.execute("UPDATE account SET balance = max(0, balance - ?), updated_ms = ?", (credits, ended_ms))
     if key is not None:
-        connection.execute(
-            f"{_insert('charges', ('key', 'day', 'credits'))} ON CONFLICT DO UPDATE SET credits = credits + ?",
-            (key, ended_ms // DAY_MS, credits, credits),
-        )
+        connection.execute(_ADD_CHARGE, (key, ended_ms // DAY_MS, credits, credits))
 
 
 def _end_interrupted(connection: sqlite3.Connection, now_ms: int) -> None:
@@ -360,7 +367,7 @@ def _keep_answer(connection: sqlite3.Connection, answer: Answer) -> bool:
 def _insert_row(connection: sqlite3.Connection, request: Request, rest: tuple[object, ...]) -> None:
     """Args: rest: the values of the columns that `Request` does not have."""
     values = (*(getattr(request, name) for name in _REQUEST), *rest)
-    added = connection.execute(f"{_insert('generations', _ROW)} ON CONFLICT (request_id) DO NOTHING", values).rowcount
+    added = connection.execute(_INSERT_ROW, values).rowcount
     assert added == 1, f"request id {request.request_id!r} was used before"
 
 
@@ -452,14 +459,6 @@ def _at_one_moment(connection: sqlite3.Connection, job: Callable[[sqlite3.Connec
         return job(connection)
     finally:
         connection.execute("ROLLBACK")
-
-
-def _insert(table: str, columns: Sequence[str]) -> str:
-    return f"INSERT INTO {table} ({', '.join(columns)}) VALUES ({_marks(len(columns))})"
-
-
-def _marks(count: int) -> str:
-    return ", ".join("?" * count)
 
 
 def _named(row_type: type[UsageRow], row: tuple[Any, ...]) -> dict[str, Any]:

@@ -1,0 +1,74 @@
+"""The lines of the log: their members, their order, and that none is lost or late."""
+
+import asyncio
+import io
+import json
+import logging
+from collections.abc import Iterator
+
+import pytest
+
+from zturbo import logs
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def stream(monkeypatch: pytest.MonkeyPatch) -> Iterator[io.StringIO]:
+    """Stderr, while the log goes there and nowhere else."""
+    root, stream = logging.getLogger(), io.StringIO()
+    before = root.handlers[:], root.level, logging._srcfile
+    monkeypatch.setattr("sys.stderr", stream)
+    logs.set_up("json")
+    yield stream
+    root.handlers[:], root.level, logging._srcfile = before
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = logging.logAsyncioTasks = True
+
+
+def lines(stream: io.StringIO) -> list[dict[str, object]]:
+    return [json.loads(line) for line in stream.getvalue().splitlines()]
+
+
+def test_a_line_has_the_events_own_members(stream: io.StringIO) -> None:
+    logging.getLogger("any").info("drew %d", 2, extra={"request_id": "x", "seconds": {"total": 0.5}, "odd": object})
+    (line,) = lines(stream)
+    assert list(line) == ["event", "level", "request_id", "seconds", "odd", "timestamp"]
+    assert (line["event"], line["level"], line["seconds"]) == ("drew 2", "info", {"total": 0.5})
+    assert str(line["timestamp"])[-1] == "Z"
+    assert len(str(line["timestamp"])) == len("2026-01-01T00:00:00.000000Z")
+
+
+def test_an_exception_is_told_on_the_same_line(stream: io.StringIO) -> None:
+    try:
+        raise ValueError("wrong\nvalue")
+    except ValueError:
+        logging.getLogger("any").exception("crashed")
+    (line,) = lines(stream)
+    assert line["level"] == "error"
+    assert "ValueError: wrong\nvalue" in str(line["exception"])
+
+
+async def test_lines_of_the_event_loop_are_written_together_and_in_order(stream: io.StringIO) -> None:
+    log = logging.getLogger("any")
+    for number in range(3):
+        log.info("%d", number)
+    assert stream.getvalue() == ""
+    await asyncio.to_thread(log.info, "from a thread")
+    assert [line["event"] for line in lines(stream)] == ["0", "1", "2", "from a thread"]
+    log.info("later")
+    while len(lines(stream)) < 5:
+        await asyncio.sleep(0.01)
+
+
+async def test_a_warning_waits_for_nobody(stream: io.StringIO) -> None:
+    logging.getLogger("any").info("before")
+    logging.getLogger("any").warning("now")
+    assert [line["event"] for line in lines(stream)] == ["before", "now"]
+
+
+async def test_nothing_waits_at_the_end(stream: io.StringIO) -> None:
+    logging.getLogger("any").info("last")
+    logs.finish()
+    assert len(lines(stream)) == 1
+    logging.getLogger("any").info("very last")
+    assert len(lines(stream)) == 2
