@@ -13,6 +13,7 @@ drawing knows anyway or the sampler fixes:
 """
 
 import argparse
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -160,7 +161,7 @@ def losses(
     with torch.no_grad():
         prompt_embeds = language.encode(ids).to(dtype)
     target = patchify(clean - noise, trainee.model.config.patch_size)
-    kept = kept_tokens(*labels.shape[:2], share, generator)
+    kept = kept_tokens(labels.shape[0], labels.shape[1], share, generator)
     if kept is not None:
         kept = kept.to(clean.device)
         labels, target = chosen(labels, kept), chosen(target, kept)
@@ -268,7 +269,8 @@ def train(profile: Profile, folders: Folders, minutes: float, last_stage: int) -
         while trainer.progress < 1.0:
             cache = caches[int(torch.multinomial(shares, 1, generator=trainer.choice))]
             coarse, flow, named = trainer.step(cache, stage)
-            trainer.run.tick(**{"coarse" if coarse else "fine": flow, "layout": named})
+            errors: dict[str, Any] = {"coarse" if coarse else "fine": flow, "layout": named}
+            trainer.run.tick(**errors)
             trainer.progress = parallel.agreed(trainer.run.progress)
             if first and trainer.run.due():
                 trainer.save()

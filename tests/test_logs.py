@@ -22,7 +22,8 @@ def stream(monkeypatch: pytest.MonkeyPatch) -> Iterator[io.StringIO]:
     logs.set_up("json")
     yield stream
     root.handlers[:], root.level, logging._srcfile = before
-    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = logging.logAsyncioTasks = True
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = True
+    logging.logAsyncioTasks = True  # type: ignore[attr-defined]
 
 
 def lines(stream: io.StringIO) -> list[dict[str, object]]:

@@ -79,7 +79,7 @@ def set_up(log_format: str) -> None:
     handler.setFormatter(_for_people() if people else JsonLines())
     logging._srcfile = None  # no event says which line it came from: the stack need not be walked
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
-    logging.logAsyncioTasks = False
+    logging.logAsyncioTasks = False  # type: ignore[attr-defined]  # read by Python 3.12 and newer
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.INFO)

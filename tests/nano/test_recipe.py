@@ -142,7 +142,8 @@ def test_goes_on_from_shipped_weights(run: Folders, tmp_path: Path) -> None:
     (tmp_path / "next").mkdir()
     adopted = Folders(tmp_path / "next")
     adopt(TINY, adopted, tmp_path / "model")
-    assert np.array_equal(*(load_painter(TINY, one)("a red car", 256, 256, seed=1, steps=2) for one in (run, adopted)))
+    before, after = (load_painter(TINY, one)("a red car", 256, 256, seed=1, steps=2) for one in (run, adopted))
+    assert np.array_equal(before, after)
     assert transformer.Trainer(TINY, adopted, minutes=1).run.step == 0
     alone = replace(TINY, workers=0)  # a worker forked beside threads that have computed may wait for them for ever
     language.train(alone, adopted, minutes=1)
