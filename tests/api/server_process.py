@@ -114,6 +114,13 @@ class Serving:
         except (OSError, http.client.HTTPException):
             return 0
 
+    def logged(self, text: str, times: int) -> int:
+        """How often the log holds a text, once that is so often, or after ten seconds: lines are written in groups."""
+        deadline = time.monotonic() + 10
+        while (found := self.log.read_text("utf-8").count(text)) < times and time.monotonic() < deadline:
+            time.sleep(0.02)
+        return found
+
     def until(self, path: str, status: int) -> None:
         """Wait for a GET to be answered so."""
         deadline = time.monotonic() + START_S
