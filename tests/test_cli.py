@@ -379,17 +379,28 @@ def test_the_path_of_a_model(run: Callable[..., Told], model: Path, monkeypatch:
     assert "zturbo models pull z-image-turbo" in told.err
 
 
-def test_a_pulled_model_is_found_by_its_name(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["z-image-turbo", "Tongyi-MAI/Z-Image-Turbo"])
+def test_a_pulled_model_is_found_by_its_name(tmp_path: Path, name: str) -> None:
     """In the cache as a download at a pinned commit leaves it: no branch of the repository points there."""
-    model = hub.MODELS["z-image-turbo"]
+    model = hub.model_named("Tongyi-MAI/Z-Image-Turbo")
     folder = tmp_path / f"models--{model.repository.replace('/', '--')}" / "snapshots" / model.revision
     folder.mkdir(parents=True)
     (folder / "model_index.json").write_text("{}")
     done = subprocess.run(
-        [sys.executable, "-m", "zturbo", "models", "path", "z-image-turbo"],
+        [sys.executable, "-m", "zturbo", "models", "path", name],
         capture_output=True, text=True, check=False, env={**os.environ, "HF_HUB_CACHE": str(tmp_path)},
     )  # fmt: skip
     assert (done.returncode, done.stdout) == (0, f"{folder}\n"), done.stderr
+
+
+def test_another_model_of_the_hub_is_found_once_it_was_pulled(
+    run: Callable[..., Told], model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("zturbo.weights.hub.find", lambda name: model if name == "somebody/else@v2" else None)
+    assert run("models", "path", "somebody/else@v2").out == f"{model}\n"
+    told = run("models", "path", "somebody/else")
+    assert told.code == 2
+    assert "zturbo models pull OWNER/NAME" in told.err
 
 
 def test_pulling_without_a_connection_says_what_to_do(tmp_path: Path) -> None:
@@ -426,7 +437,7 @@ def test_pulling(run: Callable[..., Told], model: Path, tmp_path: Path, monkeypa
     told = run("models", "pull", "alibaba/z-image-turbo")
     assert (told.code, told.out, told.err) == (0, "/cache/x\n", "verified vae/x.safetensors\n")
     run("models", "pull", "somebody/else")
-    assert asked == ["z-image-turbo", "somebody/else"]
+    assert asked == ["Tongyi-MAI/Z-Image-Turbo", "somebody/else"]
     told = run("models", "pull", "nano")
     assert (told.code, told.out) == (0, f"{tmp_path / 'nano'}\n")
     assert "nothing to download" in told.err

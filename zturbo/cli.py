@@ -262,7 +262,8 @@ def pull(name: Annotated[str, typer.Argument(metavar="NAME", help="A known model
         _say(f"{model.name} ships with zturbo: there is nothing to download")
         _print_path(path)
         return
-    _print_path(hub.pull(model.name if model else name, on_verified=lambda file: _say(f"verified {file}")))
+    repository = model.repository if model is not None and model.repository is not None else name
+    _print_path(hub.pull(repository, on_verified=lambda file: _say(f"verified {file}")))
 
 
 @models.command()

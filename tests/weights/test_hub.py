@@ -234,14 +234,14 @@ def test_a_refusal_says_what_to_do(server: Hub, tmp_path: Path, status: int, rea
 
 def test_offline_the_error_lists_the_ways_out(tmp_path: Path) -> None:
     with pytest.raises(DownloadError, match="cannot download Tongyi-MAI/Z-Image-Turbo") as caught:
-        hub.pull("z-image-turbo", cache=tmp_path, endpoint="http://127.0.0.1:9")
-    for way in ("hf download", "--model FOLDER", "HF_ENDPOINT", "HF_HOME", hub.MODELS["z-image-turbo"].revision):
+        hub.pull("Tongyi-MAI/Z-Image-Turbo", cache=tmp_path, endpoint="http://127.0.0.1:9")
+    for way in ("hf download", "--model FOLDER", "HF_ENDPOINT", "HF_HOME", hub.PINNED["Tongyi-MAI/Z-Image-Turbo"]):
         assert way in caught.value.hint
 
 
 def test_names() -> None:
-    model = hub.model_named("z-image-turbo")
-    assert (model.repository, len(model.revision)) == ("Tongyi-MAI/Z-Image-Turbo", 40)
+    assert len(hub.model_named("Tongyi-MAI/Z-Image-Turbo").revision) == 40
+    assert hub.model_named("Tongyi-MAI/Z-Image-Turbo@main").revision == "main"
     assert hub.model_named("owner/name").revision == "main"
     assert hub.model_named("owner/name@abc").revision == "abc"
     for name in ("unknown", "", "a/b/c", "/b", "a/"):

@@ -51,11 +51,20 @@ def local_path(model: KnownModel) -> Path | None:
         return folder if (folder / "model_index.json").is_file() else None
     from zturbo.weights.hub import find
 
-    return find(model.name)
+    return find(model.repository)
+
+
+def _pulled(name: str) -> Path | None:
+    """Where OWNER/NAME[@REVISION] of the hub lies on this computer after `zturbo models pull`."""
+    if name.startswith((".", "/", "~")) or name.partition("@")[0].count("/") != 1:
+        return None
+    from zturbo.weights.hub import find
+
+    return find(name)
 
 
 def resolve(name_or_path: str) -> tuple[str, Path, KnownModel | None]:
-    """Name for people, path, and catalog entry (None for a folder or file of one's own).
+    """Name for people, path, and catalog entry (None for a folder or file of one's own, or another model of the hub).
 
     Raises:
         WeightsNotFound: neither a known model on this computer nor an existing path.
@@ -77,8 +86,11 @@ def resolve(name_or_path: str) -> tuple[str, Path, KnownModel | None]:
     path = Path(name_or_path).expanduser()
     if path.exists():
         return path.stem if path.is_file() else path.resolve().name, path, None
+    if (pulled := _pulled(name_or_path)) is not None:
+        return name_or_path, pulled, None
     names = ", ".join(model.name for model in CATALOG)
     raise WeightsNotFound(
         f"{name_or_path!r} is neither a known model nor an existing folder or file",
-        f"known models: {names}; a folder in diffusers' layout, a .safetensors or a .gguf file work as well",
+        f"known models: {names}; a folder in diffusers' layout, a .safetensors or a .gguf file work as well, "
+        "and OWNER/NAME of the hub after `zturbo models pull OWNER/NAME`",
     )

@@ -25,48 +25,36 @@ ALLOWED_FILES = ("*.json", "*.safetensors", "*.gguf", "*.txt")
 CHUNK_BYTES = 1 << 20
 
 
+PINNED = {"Tongyi-MAI/Z-Image-Turbo": "f332072aa78be7aecdf3ee76d5c247082da564a6"}
+"""The commit of each repository that the catalog names."""
+
+
 @dataclass(frozen=True, slots=True)
 class HubModel:
-    """A repository at one commit."""
+    """A repository at one commit, branch or tag."""
 
-    name: str
     repository: str
     revision: str
-    description: str
 
     @property
     def page(self) -> str:
         return f"https://huggingface.co/{self.repository}/tree/{self.revision}"
 
 
-MODELS = {
-    model.name: model
-    for model in (
-        HubModel(
-            "z-image-turbo",
-            "Tongyi-MAI/Z-Image-Turbo",
-            "f332072aa78be7aecdf3ee76d5c247082da564a6",
-            "Z-Image-Turbo, 6B, with its text encoder and VAE (32.8 GB)",
-        ),
-    )
-}
-"""The models that `zturbo models` knows by name."""
-
-
 def model_named(name: str) -> HubModel:
-    """A known model, or OWNER/NAME[@REVISION] of any other repository.
+    """OWNER/NAME[@REVISION] of the hub; the revision is the pinned one, or `main`.
 
     Raises:
-        WeightsNotFound: neither.
+        WeightsNotFound: it is not of that form.
     """
-    if name in MODELS:
-        return MODELS[name]
     repository, _, revision = name.partition("@")
     owner, slash, rest = repository.partition("/")
     if owner and slash and rest and "/" not in rest:
-        return HubModel(name, repository, revision or "main", "")
-    known = ", ".join(MODELS)
-    raise WeightsNotFound(f"there is no model named {name!r}", f"known are {known}; or give OWNER/NAME of the hub")
+        return HubModel(repository, revision or PINNED.get(repository, "main"))
+    raise WeightsNotFound(
+        f"there is no model named {name!r}",
+        "`zturbo models list` has the names; or give OWNER/NAME[@REVISION] of the hub",
+    )
 
 
 def find(name: str, *, cache: Path | None = None) -> Path | None:
@@ -106,7 +94,7 @@ def pull(
     Returns: the folder with the model.
 
     Raises:
-        WeightsNotFound: the name is neither known nor OWNER/NAME.
+        WeightsNotFound: the name is not OWNER/NAME.
         DownloadError: the hub cannot be reached, refuses, or sent other bytes than it announced.
     """
     from huggingface_hub import HfApi, snapshot_download
@@ -182,7 +170,7 @@ def _verified(model: HubModel, folder: Path, weights: Sequence[_Weights]) -> Ite
             told = f"has the sha256 {got}, the hub announces {file.sha256}"
             raise DownloadError(
                 f"{model.repository}: {file.path} {told}; it was removed",
-                f"run the download of {model.name} again",
+                f"run `zturbo models pull {model.repository}` again",
             )
         yield file.path
 
