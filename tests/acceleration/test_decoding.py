@@ -4,6 +4,7 @@ On a CPU a stand-in records; the tests marked gpu record with CUDA.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -15,8 +16,8 @@ from tests.parity.test_text_encoder import ours
 from zturbo.acceleration import decoding
 from zturbo.acceleration.decoding import MOST_SLOTS, SLOTS, Decoder, Follow
 from zturbo.acceleration.graphs import CudaRecorder, Recorder
-from zturbo.engine.engine import Engine, LoadOptions
-from zturbo.engine.plan import GIB
+from zturbo.engine.engine import Engine, LoadOptions, _record_tokens
+from zturbo.engine.plan import GIB, Placement
 from zturbo.engine.writing import Writer
 from zturbo.errors import Cancelled
 from zturbo.models.configs import TextEncoderConfig
@@ -125,6 +126,29 @@ def test_memory_of_the_published_model() -> None:
     config = TextEncoderConfig.from_dict(published.TEXT_ENCODER, "published")
     beside = decoding.memory(config, 1, 2) - 36 * 2 * 8 * 128 * 1024 * 2
     assert 64 * 2**20 < beside < 128 * 2**20
+
+
+@pytest.mark.parametrize(
+    ("placement", "spare", "words"),
+    [
+        ("resident", GIB, "by the text encoder; a token is a CUDA graph"),
+        ("resident", 0, "by the text encoder; no CUDA graph of a token: a graph needs 0.07 GiB, 0.00 GiB are left"),
+        ("streamed", GIB, "by the text encoder; no CUDA graph of a token: its layers are on the host"),
+    ],
+)
+def test_the_engine_records_on_cuda_where_it_can_and_says_so(
+    placement: Placement, spare: int, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a stand-in for the recorder, and a pipeline that calls its device CUDA."""
+    engine = Engine.load("nano", LoadOptions(device="cpu"))
+    assert engine.writer is not None
+    plan = replace(engine.plan, text_encoder_placement=placement)
+    assert (_record_tokens(engine.writer, plan, spare), engine.writer.words) == (0, "by the text encoder")
+    monkeypatch.setattr("zturbo.engine.engine.CudaRecorder", lambda _device: StandIn())
+    engine.pipeline.device = torch.device("cuda")
+    taken = _record_tokens(engine.writer, plan, spare)
+    assert f"expansion  {words}\n" in engine.block()
+    assert (engine.writer.decoder is not None) == (taken > 0) == words.endswith("is a CUDA graph")
 
 
 @pytest.fixture(scope="module")

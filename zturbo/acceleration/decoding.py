@@ -5,13 +5,15 @@
     best = follow([[1, 2, 3]])    # reads the prompt
     best = follow([[4]])          # goes on from one token more
 
-A step of 36 layers is some 900 launches, and they, not the arithmetic, are its time. A graph wants the same shapes for
-every token, so the step goes over all slots of a cache of fixed length (`CacheStep`) and reads its token and position
-from the device. There is a graph for each multiple of 256 slots up to 1024; all their caches lie in one memory, for
-one text is written at a time. Longer texts are for the growing cache.
+A step of 36 layers is some 800 launches, and they, not the arithmetic, are most of its time. A graph wants the same
+shapes for every token, so the step goes over all slots of a cache of fixed length (`CacheStep`) and reads its token
+and position from the device. There is a graph for each multiple of 256 slots up to 1024; all their caches lie in one
+memory, for one text is written at a time. Longer texts are for the growing cache.
 
 Which length a text gets depends on its prompt alone, and the first step is a replay already: a text is the same
 whether or not its graph was there before. Where recording fails the same step is run launch by launch.
+
+Nothing of this is for a CPU: there it is slower than the growing cache, and rounds otherwise in bf16.
 
 Never run on a GPU yet: what is tested is everything but the recorder and the device's attention kernel.
 """
