@@ -8,6 +8,7 @@ parity      the tests that need a device: bf16 beside diffusers, kernels beside 
 denoise     8 forwards at the 6B's shapes with random weights: each level, each size
 waterfall   the passes one on top of the other: seconds, memory, distance of one forward from plain eager
 companions  text encoder and VAE at their published shapes
+expansion   the text encoder writes 150 tokens after a prompt of 250: launch by launch, and as a CUDA graph per token
 pictures    a whole engine in this process: prompt to pixels, pictures a second
 http        the same behind the server: seconds of a request for a PNG as base64, pictures a second at four connections
 diffusers   its transformer at the same shapes, eager and with its blocks compiled
@@ -29,7 +30,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 
@@ -47,14 +48,18 @@ if TYPE_CHECKING:
     from bench.random_engine import Shapes
     from zturbo.engine.engine import Engine
     from zturbo.engine.pipeline import Pipeline
+    from zturbo.engine.writing import Writer
 
-PARTS = ("parity", "denoise", "waterfall", "companions", "pictures", "http", "diffusers")
+PARTS = ("parity", "denoise", "waterfall", "companions", "expansion", "pictures", "http", "diffusers")
 PARITY_TIMEOUT_S = 400
 START_TIMEOUT_S = 300
 NEEDED_BY_TESTS = ("diffusers", "transformers", "pytest", "hypothesis")
 NEEDED_BY_SERVER = ("granian", "starlette", "structlog", "limits", "prometheus_client", "openai")
 PROMPT = "A T-Rex relaxing on a beach, lying on a sun lounger and wearing sunglasses."
 CONNECTIONS = 4
+WRITTEN_TOKENS = 150
+READ_TOKENS = 250
+"""The instruction, a short prompt in its turn and again in front of the answer."""
 Row = dict[str, Any]
 
 
@@ -249,6 +254,55 @@ def companion_rows(bench: Bench) -> Iterator[Row]:
         yield {"what": "vae decoder", "size": _of((width, height)), "seconds": picture, "peak GiB": bench.peak()}
 
 
+def expansion_rows(bench: Bench) -> Iterator[Row]:
+    """An expansion's tokens by random weights: the growing cache, the recorded step's own launches, its graph.
+
+    The bytes a second count the weights, once for each token: what bounds the last row is the memory.
+    """
+    from bench.random_engine import StandIn
+    from zturbo.acceleration.graphs import CudaRecorder
+    from zturbo.engine.writing import Writer
+    from zturbo.expansion.recipes import Instructed
+
+    pipeline = bench.engine(dict.fromkeys(ACCELERATIONS, ())).pipeline
+    nbytes = sum(parameter.nbytes for parameter in pipeline.text_encoder.parameters())
+    recorder_here = CudaRecorder(bench.device) if bench.device.type == "cuda" else StandIn()
+    recorders = {"growing cache": None, "fixed cache, launch by launch": Refusing(),
+                 "fixed cache, CUDA graph": recorder_here}  # fmt: skip
+    read = torch.randint(pipeline.tokenizer.size, (READ_TOKENS,), generator=torch.Generator().manual_seed(0)).tolist()
+    for name, recorder in recorders.items():
+        writer = Writer(pipeline, Instructed(), "random")
+        writer.stops.clear()  # random weights would stop anywhere
+        if recorder is not None:
+            writer.record(recorder)
+        bench.forget()
+        first = _writing(writer, read, 1, bench)
+        taken = _writing(writer, read, WRITTEN_TOKENS, bench)
+        token = (taken - first) / (WRITTEN_TOKENS - 1)
+        yield {"what": name, "graphs": len(writer.decoder or ()), "seconds": taken, "tokens": WRITTEN_TOKENS,
+               "seconds to the first": first, "ms a token": 1000 * token, "GB/s": nbytes / token / 1e9,
+               "peak GiB": bench.peak()}  # fmt: skip
+
+
+def _writing(writer: "Writer", read: list[int], tokens: int, bench: Bench) -> float:
+    """Median seconds of writing so many tokens."""
+    chances = torch.rand(tokens, 1, generator=torch.Generator().manual_seed(1), dtype=torch.float64).tolist()
+
+    def write() -> None:
+        (row,) = writer.write(read, chances, lambda: False)
+        assert len(row) == tokens
+
+    return seconds(write, bench.device, bench.shapes.rounds)
+
+
+class Refusing:
+    """A recorder that leaves steps to be launched one operation after the other."""
+
+    def record(self, _work: object) -> NoReturn:
+        """Refuse."""
+        raise RuntimeError("it is launched on purpose")
+
+
 def picture_rows(bench: Bench) -> Iterator[Row]:
     """Prompt to pixels in this process, another prompt each time; what the stages take."""
     from zturbo.acceleration.levels import LEVELS
@@ -386,6 +440,7 @@ ROWS: dict[str, Callable[[Bench], Iterator[Row]]] = {
     "denoise": denoise_rows,
     "waterfall": waterfall_rows,
     "companions": companion_rows,
+    "expansion": expansion_rows,
     "pictures": picture_rows,
     "http": http_rows,
     "diffusers": diffusers_rows,

@@ -57,6 +57,14 @@ def test_gpu_companions_and_pictures(results: Path, monkeypatch: pytest.MonkeyPa
     assert all(row["seconds"] >= row["denoise"] > 0 for row in rows)
 
 
+def test_gpu_expansion(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu, "WRITTEN_TOKENS", 9)
+    rows = gpu_part("expansion", results, monkeypatch)
+    assert [(row["what"], row["graphs"]) for row in rows] == [
+        ("growing cache", 0), ("fixed cache, launch by launch", 0), ("fixed cache, CUDA graph", 1)]  # fmt: skip
+    assert all(row["tokens"] == 9 and row["seconds"] > 0 for row in rows)
+
+
 def test_gpu_over_http(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (row,) = gpu_part("http", results, monkeypatch)
     assert 0 < row["seconds p50"] <= row["seconds p95"]

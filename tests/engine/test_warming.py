@@ -7,7 +7,7 @@ import pytest
 from tests.acceleration.test_graphs import StandIn
 from zturbo.acceleration.graphs import replay
 from zturbo.engine.engine import Engine, LoadOptions
-from zturbo.engine.warming import keep_compiled, warm_up
+from zturbo.engine.warming import keep_compiled, warm_up, warm_writer
 
 
 def test_every_shape_has_its_graph_before_the_first_request(tiny_folder: Path) -> None:
@@ -20,6 +20,20 @@ def test_every_shape_has_its_graph_before_the_first_request(tiny_folder: Path) -
     caption = fork.caption("a cat")
     for _step in fork.denoise(caption, 96, 64, 3, 7):
         assert len(kept) == 4
+
+
+def test_what_writes_expansions_is_recorded_before_the_first_request() -> None:
+    engine = Engine.load("nano", LoadOptions(device="cpu"))
+    assert engine.writer is not None
+    warm_writer(engine.writer)
+    assert engine.writer.decoder is None, "nothing to record here"
+    assert not engine.writer.expand("a cat").cached
+    engine.writer.record(recorder := StandIn())
+    warm_writer(engine.writer)
+    count = len(recorder.recorded)
+    assert count > 0
+    engine.writer.expand("a dog")
+    assert len(recorder.recorded) == count
 
 
 def test_a_processor_is_not_warmed_up(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

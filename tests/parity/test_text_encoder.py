@@ -8,7 +8,7 @@ from transformers import Qwen3ForCausalLM
 
 from tests import reference
 from zturbo.models.configs import TextEncoderConfig
-from zturbo.models.text_encoder import KVCache, Qwen3
+from zturbo.models.text_encoder import CacheStep, KVCache, Qwen3, rope_tables, rotate_halves
 from zturbo.weights.load import load_weights
 from zturbo.weights.names import text_encoder_names
 
@@ -61,3 +61,46 @@ def test_token_by_token_with_a_cache() -> None:
     parts = [model(tokens[:, :10], cache), *(model(tokens[:, i : i + 1], cache) for i in range(10, 24))]
     assert cache.length == 24
     assert torch.allclose(torch.cat(parts, dim=1), model(tokens), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("changes", CONFIGS.values(), ids=CONFIGS.keys())
+@torch.inference_mode()
+def test_steps_over_fixed_slots_give_the_logits_of_the_growing_cache(changes: dict[str, int]) -> None:
+    """The position is on the device; what lies in later slots is hidden, whatever it is."""
+    model, tokens = ours(reference.text_encoder(**changes)), ids(24)
+    growing, fixed = (KVCache(model.config, 2, length, torch.float32, torch.device("cpu")) for length in (24, 64))
+    fixed.states.fill_(3.0)
+    assert torch.equal(model(tokens[:, :10], growing), model(tokens[:, :10], fixed))
+    for index in range(10, 24):
+        token = tokens[:, index : index + 1]
+        found = model(token, CacheStep(fixed, torch.tensor([index])))
+        torch.testing.assert_close(found, model(token, growing), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(fixed.states[..., :24, :], growing.states, rtol=1e-5, atol=1e-5)
+    assert (fixed.states[..., 24:, :] == 3.0).all()
+    assert fixed.length == 10, "a step leaves the length to who counts"
+
+
+@torch.inference_mode()
+def test_a_step_repeated_changes_nothing() -> None:
+    """Recording runs a step more than once."""
+    model, tokens = ours(reference.text_encoder()), ids(11)
+    cache = KVCache(model.config, 2, 16, torch.float32, torch.device("cpu"), torch.zeros(10_000))
+    model(tokens[:, :10], cache)
+    first, again = (model(tokens[:, 10:], CacheStep(cache, torch.tensor([10]))) for _ in range(2))
+    assert torch.equal(first, again)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_rotation_is_the_published_one_bit_for_bit(dtype: torch.dtype) -> None:
+    """Tables made once, a roll and a folded sign, in the place of each position's angles, two halves and a negation."""
+    config = ours(reference.text_encoder()).config
+    x = torch.randn(2, 3, 50, config.head_dim, generator=torch.Generator().manual_seed(1)).to(dtype)
+    exponent = torch.arange(0, config.head_dim, 2).float() / config.head_dim
+    first, second = x.chunk(2, dim=-1)
+    tables = rope_tables(config, 50, dtype, torch.device("cpu"))
+    for position in range(50):
+        angles = (torch.tensor([float(position)]) * (1.0 / config.rope_theta**exponent)).repeat(2)
+        cos, sin = angles.cos().to(dtype), angles.sin().to(dtype)
+        expected = x * cos + torch.cat((-second, first), dim=-1) * sin
+        found = rotate_halves(x, *(table[position : position + 1] for table in tables))
+        assert torch.equal(found, expected)

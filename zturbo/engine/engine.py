@@ -16,8 +16,10 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import nn
 
+from zturbo.acceleration import decoding
 from zturbo.acceleration.attention import choose_attention, use_attention
 from zturbo.acceleration.fp16 import fit_half_precision
+from zturbo.acceleration.graphs import CudaRecorder
 from zturbo.acceleration.levels import Levels, build_passes
 from zturbo.acceleration.quantize import TEXT_ENCODER_LAYERS, TRANSFORMER_LAYERS, quantize_layers
 from zturbo.config import Config
@@ -29,7 +31,7 @@ from zturbo.engine.pipeline import Pipeline
 from zturbo.engine.plan import DTYPES, GIB, HEADROOM, ModelSize, Plan, Wish, choose_plan
 from zturbo.engine.progress import Picture, Progress
 from zturbo.engine.tokenizer import PromptTokenizer
-from zturbo.engine.warming import keep_compiled, warm_up
+from zturbo.engine.warming import keep_compiled, warm_up, warm_writer
 from zturbo.engine.writing import Writer, open_writer
 from zturbo.errors import Cancelled, DoesNotFit, InvalidInput, Problem, WeightsError, WeightsNotFound, ZTurboError
 from zturbo.expansion.expansion import Expansion
@@ -133,9 +135,13 @@ class Engine:
         adapters = "".join(f"+{file_digest(file)[:8]}*{scale:g}" for file, scale in options.loras)
         info = ModelInfo(name, f"{name}@{checkpoint.version}{adapters}", path, known is NANO, description)
         builder.join()
-        levels = Levels(pipeline, _budget(machine) - plan.device_bytes)
+        spare = _budget(machine) - plan.device_bytes
+        writer = _writer(checkpoint, pipeline, plan, info, options)
+        if writer is not None:
+            spare -= _record_tokens(writer, plan, spare)
+        levels = Levels(pipeline, spare)
         _ = levels[options.acceleration]  # the first request of this level shall not wait for it
-        return cls(pipeline, info, machine, plan, levels, _writer(checkpoint, pipeline, plan, info, options))
+        return cls(pipeline, info, machine, plan, levels, writer)
 
     @classmethod
     def load_configured(
@@ -236,8 +242,10 @@ class Engine:
             return writer.expand(prompt, cancelled)
 
     def warm_up(self) -> None:
-        """On CUDA, draw the common shapes once at the level that was made ready."""
+        """On CUDA, expand two prompts, and draw the common shapes once at the level that was made ready."""
         if self.pipeline.device.type == "cuda":
+            if self.writer is not None:
+                warm_writer(self.writer)
             for level in self.levels.made():
                 warm_up(level.pipeline, self.plan.max_pixels)
 
@@ -252,7 +260,7 @@ class Engine:
             "text encoder": f"{plan.text_encoder_dtype}, {plan.text_encoder_placement}",
             "vae": f"{plan.vae_dtype}, {f'in tiles of {plan.tile} pixels' if plan.tile else 'whole pictures'}",
             "attention": plan.attention,
-            "expansion": "by the text encoder" if self.writer else "not here",
+            "expansion": self.writer.words if self.writer else "not here",
             **{f"level {level.name}": str(level) for level in self.levels.made()},
             "lanes": f"{self.lanes}  (requests drawn side by side)",
             "memory": f"at most {plan.device_bytes / GIB:.1f} GiB",
@@ -278,6 +286,21 @@ def _writer(
     assert checkpoint.tokenizer is not None
     folder = checkpoint.tokenizer.parent.parent  # of the language model, wherever the transformer came from
     return open_writer(pipeline, folder, model.version, plan.text_encoder_placement == "streamed")
+
+
+def _record_tokens(writer: Writer, plan: Plan, spare_bytes: int) -> int:
+    """On CUDA, have the writer's steps recorded where it can be; returns the device memory that they take."""
+    device, encoder = writer.pipeline.device, writer.pipeline.text_encoder
+    if device.type != "cuda":
+        return 0
+    itemsize = DTYPES[plan.text_encoder_dtype].itemsize
+    needed = decoding.memory(encoder.config, writer.recipe.candidates, itemsize)
+    if reason := decoding.unfit(plan.text_encoder_placement == "resident", needed, spare_bytes):
+        writer.words += f"; no CUDA graph of a token: {reason}"
+        return 0
+    writer.record(CudaRecorder(device))
+    writer.words += "; a token is a CUDA graph"
+    return needed
 
 
 def _lanes(machine: Machine, plan: Plan) -> Lanes:

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from zturbo.engine.pipeline import Pipeline
+from zturbo.engine.writing import Writer
 
 SIZES = ((1024, 1024), (512, 512), (1024, 768), (768, 1024))
 """Width and height in pixels; the first two are what most clients ask for."""
@@ -17,6 +18,8 @@ CAPTION_SLOTS = (32, 64, 96, 128, 160)
 """Short prompts, long ones, and expanded ones."""
 FORWARDS = 2
 """The first runs as it is, the second is recorded."""
+PROMPTS = ("a cat", "a cat " * 19)
+"""Short ones and long ones are written with graphs of two lengths; 40 words would be left alone."""
 
 
 def warm_up(
@@ -42,6 +45,13 @@ def warm_up(
             drawn += 1
         pipeline.decode(torch.zeros_like(step.latents))
     return drawn
+
+
+def warm_writer(writer: Writer) -> None:
+    """Expand a short prompt and a long one, where that records what writes them."""
+    if writer.decoder is not None:
+        for prompt in PROMPTS:
+            writer.expand(prompt)
 
 
 def keep_compiled(environment: dict[str, str] | os._Environ[str] = os.environ) -> None:

@@ -17,6 +17,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from zturbo.acceleration.decoding import Decoder, Follow
+from zturbo.acceleration.graphs import Recorder
 from zturbo.engine.pipeline import Pipeline
 from zturbo.engine.tokenizer import MAX_TOKENS, chat_prompt
 from zturbo.errors import Cancelled
@@ -69,16 +71,28 @@ class Writer:
     """
 
     name = "local"
+    words = "by the text encoder"
+    """For the start-up block."""
+    decoder: Decoder | None = None
+    """What makes a token in one launch; without it each costs the launches of all layers."""
 
     def __init__(self, pipeline: Pipeline, recipe: Recipe, version: str) -> None:
         self.pipeline, self.recipe, self.version = pipeline, recipe, version
         self._cache: LeastRecent[Expansion] = LeastRecent()
         tokenizer = pipeline.tokenizer.tokenizer
-        self._stops = [index for token in STOPS if (index := tokenizer.token_to_id(token)) is not None]
-        control = set(tokenizer.get_added_tokens_decoder()) - set(self._stops)
+        self.stops = [index for token in STOPS if (index := tokenizer.token_to_id(token)) is not None]
+        control = set(tokenizer.get_added_tokens_decoder()) - set(self.stops)
         unused = range(pipeline.tokenizer.size, pipeline.text_encoder.config.vocab_size)
         device = pipeline.text_encoder.model.embed_tokens.weight.device
         self._banned = torch.tensor(sorted({*control, *unused}), dtype=torch.int64, device=device)
+
+    def record(self, recorder: Recorder) -> None:
+        """Have the step that makes a token recorded, and replayed from then on; the encoder is resident.
+
+        Args:
+            recorder: of the encoder's device.
+        """
+        self.decoder = Decoder(self.pipeline.text_encoder, self._likeliest, recorder, self.recipe.candidates)
 
     def expand(self, prompt: str, cancelled: Callable[[], bool] = lambda: False) -> Expansion:
         """The expansion of a prompt; a device that fails leaves the prompt as it is.
@@ -124,30 +138,44 @@ class Writer:
         """What the model writes: per candidate its text, and whether it ended by itself."""
         tokenizer = self.pipeline.tokenizer.tokenizer
         read = tokenizer.encode(self.chat(prompt), add_special_tokens=False).ids
-        rows = self._write(read, self._chances(prompt), cancelled)
+        rows = self.write(read, self._chances(prompt), cancelled)
         return [(self.recipe.lead + tokenizer.decode(row), len(row) < self.recipe.longest) for row in rows]
 
     @torch.inference_mode()
-    def _write(self, read: list[int], chances: list[list[float]], cancelled: Callable[[], bool]) -> list[list[int]]:
-        """Continue a text, once per candidate, each up to its stop or for as many tokens as there are chances."""
-        encoder = self.pipeline.text_encoder
-        home = encoder.model.embed_tokens.weight
+    def write(self, read: list[int], chances: list[list[float]], cancelled: Callable[[], bool]) -> list[list[int]]:
+        """Continue a text, once per candidate, each up to its stop or for as many tokens as there are chances.
+
+        One wait per token, for what the device ranked. Picking several on the device and cutting at the stop would
+        save some 0.1 ms each, and would need an `exp` that rounds as the host's does.
+
+        Raises:
+            Cancelled: `cancelled`, asked before each token, said so.
+        """
         rows: list[list[int]] = [[] for _ in chances[0]]
-        cache = KVCache(encoder.config, len(rows), len(read) + len(chances), home.dtype, self.pipeline.device)
-        ids = torch.tensor([read] * len(rows), device=home.device)
+        follow = self._follow(len(rows), len(read) + len(chances))
+        tokens = [read] * len(rows)
         going = set(range(len(rows)))
         for chances_now in chances:
             if cancelled():
                 raise Cancelled("the request was cancelled")
-            likeliest = self._likeliest(encoder.next_logits(ids, cache))
-            chosen = [pick(*best, chance) for best, chance in zip(likeliest, chances_now, strict=True)]
-            going -= {row for row in going if chosen[row] in self._stops}
+            likeliest = follow(tokens).tolist()
+            chosen = [pick(values, ids, chance) for (values, ids), chance in zip(likeliest, chances_now, strict=True)]
+            going -= {row for row in going if chosen[row] in self.stops}
             if not going:
                 break
             for row in going:
                 rows[row].append(chosen[row])
-            ids = torch.tensor(chosen, device=home.device)[:, None]
+            tokens = [[token] for token in chosen]
         return rows
+
+    def _follow(self, rows: int, length: int) -> Follow:
+        """What reads tokens of a new text and ranks the next ones."""
+        if self.decoder is not None and (follow := self.decoder.begin(length)) is not None:
+            return follow
+        encoder = self.pipeline.text_encoder
+        home = encoder.model.embed_tokens.weight
+        cache = KVCache(encoder.config, rows, length, home.dtype, self.pipeline.device)
+        return lambda tokens: self._likeliest(encoder.next_logits(torch.tensor(tokens, device=home.device), cache))
 
     def chat(self, prompt: str) -> str:
         """Qwen3's chat template with thinking off, the answer opened as the recipe says."""
@@ -165,15 +193,14 @@ class Writer:
         shape = (self.recipe.longest, self.recipe.candidates)
         return torch.rand(shape, generator=generator, dtype=torch.float64).tolist()
 
-    def _likeliest(self, logits: Tensor) -> list[tuple[list[float], list[int]]]:
-        """(B, vocab) -> per row the `TOP_K` largest logits and their tokens; control tokens are never among them."""
-        logits = logits.float()
-        logits[:, self._banned] = -math.inf
+    def _likeliest(self, logits: Tensor) -> Tensor:
+        """(B, vocab) -> (B, 2, `TOP_K`) fp32: the largest logits and their tokens, of which none is a control token."""
+        logits = logits.float().index_fill(1, self._banned, -math.inf)
         values, tokens = logits.topk(min(TOP_K, logits.shape[1] - len(self._banned)))
-        return list(zip(values.tolist(), tokens.tolist(), strict=True))
+        return torch.stack((values, tokens.float()), dim=1)  # exact below 2**24, and one copy for the host to wait for
 
 
-def pick(values: list[float], tokens: list[int], chance: float) -> int:
+def pick(values: list[float], tokens: list[float], chance: float) -> int:
     """The token that a number in [0, 1) falls on, among the likeliest that make up `TOP_P`.
 
     Computed in float64 on the host, equal logits ordered by token, so that only the logits decide.
@@ -189,5 +216,5 @@ def pick(values: list[float], tokens: list[int], chance: float) -> int:
     for weight, (_, token) in zip(weights[:count], ranked, strict=False):
         target -= weight
         if target < 0:
-            return token
-    return ranked[count - 1][1]
+            return int(token)
+    return int(ranked[count - 1][1])

@@ -7,11 +7,32 @@ gate, up are one matrix each (`self_attn.qkv_proj`, `mlp.gate_up_proj`; `weights
 Source: Qwen3 Technical Report (arXiv 2505.09388).
 """
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zturbo.models.configs import TextEncoderConfig
+
+
+def rope_tables(
+    config: TextEncoderConfig, count: int, dtype: torch.dtype, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """(count, head_dim) each, of the positions from 0: cos, and sin whose first half is negated.
+
+    The angles are fp32; only their cos and sin are rounded to `dtype`.
+    """
+    exponent = torch.arange(0, config.head_dim, 2, dtype=torch.int64, device=device).float() / config.head_dim
+    frequencies = 1.0 / (config.rope_theta**exponent)
+    angles = torch.outer(torch.arange(count, device=device).float(), frequencies)
+    cos, sin = angles.cos(), angles.sin()
+    return torch.cat((cos, cos), dim=-1).to(dtype), torch.cat((-sin, sin), dim=-1).to(dtype)
+
+
+def rotate_halves(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate channel i with channel i + D/2: (B,heads,S,D) with (S,D) tables of `rope_tables`."""
+    return x * cos + x.roll(x.shape[-1] // 2, dims=-1) * sin
 
 
 class KVCache:
@@ -20,14 +41,38 @@ class KVCache:
     Args:
         config: the model's shape.
         batch, length: the most sequences and tokens it can hold.
+        dtype, device: of the layers' inputs.
+        memory: of at least `size` values, to lie in; default: memory of its own.
     """
 
+    hidden: Tensor | None = None
+    """What an attention score has added to it; None where `extend` returns nothing but what was read."""
+
     def __init__(
-        self, config: TextEncoderConfig, batch: int, length: int, dtype: torch.dtype, device: torch.device
+        self,
+        config: TextEncoderConfig,
+        batch: int,
+        length: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        memory: Tensor | None = None,
     ) -> None:
         shape = (config.num_hidden_layers, 2, batch, config.num_key_value_heads, length, config.head_dim)
-        self.states = torch.empty(shape, dtype=dtype, device=device)
+        if memory is None:
+            memory = torch.empty(math.prod(shape), dtype=dtype, device=device)
+        self.states = memory[: math.prod(shape)].view(shape)
+        self.tables = rope_tables(config, length, dtype, device)
         self.length = 0
+
+    @staticmethod
+    def size(config: TextEncoderConfig, batch: int, length: int) -> int:
+        """How many values such a cache holds."""
+        return config.num_hidden_layers * 2 * batch * config.num_key_value_heads * length * config.head_dim
+
+    def rope(self, count: int) -> tuple[Tensor, Tensor]:
+        """cos and sin, (count, head_dim) each, of the next tokens."""
+        cos, sin = self.tables
+        return cos[self.length : self.length + count], sin[self.length : self.length + count]
 
     def extend(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Append (B, kv_heads, n, D) keys and values of one layer; returns all of them so far."""
@@ -37,20 +82,40 @@ class KVCache:
         states[1, :, :, self.length : end] = value
         return states[0, :, :, :end], states[1, :, :, :end]
 
-
-def rope_angles(config: TextEncoderConfig, first: int, count: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """cos and sin, (count, head_dim) fp32 each, of positions first .. first + count - 1."""
-    exponent = torch.arange(0, config.head_dim, 2, dtype=torch.int64, device=device).float() / config.head_dim
-    frequencies = 1.0 / (config.rope_theta**exponent)
-    angles = torch.outer(torch.arange(first, first + count, device=device).float(), frequencies)
-    angles = torch.cat((angles, angles), dim=-1)
-    return angles.cos(), angles.sin()
+    def advance(self, count: int) -> None:
+        """All layers have appended so many tokens."""
+        self.length += count
 
 
-def rotate_halves(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate channel i with channel i + D/2: (B,heads,S,D) with (S,D) tables."""
-    first, second = x.chunk(2, dim=-1)
-    return x * cos + torch.cat((-second, first), dim=-1) * sin
+class CacheStep:
+    """A cache as one more token sees it, in shapes that are the same for every token: what a graph can be made of.
+
+    The position is read on the device. Attention goes over all slots of the cache; those after the position are
+    hidden, and must hold finite values all the same.
+
+    Args:
+        cache: what the step extends; its `length` is the caller's business.
+        position: (1,) int64, where the token goes.
+    """
+
+    def __init__(self, cache: KVCache, position: Tensor) -> None:
+        self._states, self._tables, self._position = cache.states, cache.tables, position
+        slots = torch.arange(cache.states.shape[4], device=position.device)
+        zeros = torch.zeros(slots.shape, dtype=cache.states.dtype, device=position.device)
+        self.hidden = zeros.masked_fill(slots > position, -math.inf)  # (length,)
+
+    def rope(self, _count: int) -> tuple[Tensor, Tensor]:
+        """cos and sin of the position, (1, head_dim) each."""
+        cos, sin = self._tables
+        return cos.index_select(0, self._position), sin.index_select(0, self._position)
+
+    def extend(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Put (B, kv_heads, 1, D) key and value of one layer into their slot; returns all slots."""
+        keys, values = self._states[layer]
+        return keys.index_copy_(2, self._position, key), values.index_copy_(2, self._position, value)
+
+    def advance(self, count: int) -> None:
+        """Nothing: a graph's replay could not."""
 
 
 class SelfAttention(nn.Module):
@@ -66,19 +131,28 @@ class SelfAttention(nn.Module):
         self.q_norm = nn.RMSNorm(config.head_dim, eps=config.rms_norm_eps)
         self.k_norm = nn.RMSNorm(config.head_dim, eps=config.rms_norm_eps)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, cache: KVCache | None) -> Tensor:
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, cache: KVCache | CacheStep | None) -> Tensor:
         heads = self.qkv_proj(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # (B,all heads,S,D)
         query, key, value = heads.split(self.heads, dim=1)
-        query = rotate_halves(self.q_norm(query), cos, sin)
-        key = rotate_halves(self.k_norm(key), cos, sin)
+        both = torch.cat((self.q_norm(query), self.k_norm(key)), dim=1)  # rotated in one pass
+        query, key = rotate_halves(both, cos, sin).split(self.heads[:2], dim=1)
         if cache is not None:
             key, value = cache.extend(self.layer, key, value)
+        mixed = self._attend(query, key, value, None if cache is None else cache.hidden)
+        return self.o_proj(mixed.transpose(1, 2).flatten(2))
+
+    def _attend(self, query: Tensor, key: Tensor, value: Tensor, hidden: Tensor | None) -> Tensor:
+        """(B,heads,S,D) of the queries' tokens over all keys, causal; with `hidden`, of one token over fixed slots."""
         count, seen = query.shape[2], key.shape[2]
+        if hidden is not None:
+            # The heads that share a key stand in the place of the tokens, so no kernel has to repeat the keys for them.
+            groups = query.view(query.shape[0], key.shape[1], -1, self.head_dim)
+            mixed = F.scaled_dot_product_attention(groups, key, value, attn_mask=hidden[None, None, None])
+            return mixed.reshape(query.shape)
         assert count in (1, seen), "a cache is filled by one prompt, then token by token"
-        mixed = F.scaled_dot_product_attention(
+        return F.scaled_dot_product_attention(
             query, key, value, is_causal=count > 1, enable_gqa=self.heads[0] != self.heads[1]
         )
-        return self.o_proj(mixed.transpose(1, 2).flatten(2))
 
 
 class MLP(nn.Module):
@@ -104,7 +178,7 @@ class DecoderLayer(nn.Module):
         self.input_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.post_attention_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, cache: KVCache | None) -> Tensor:
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, cache: KVCache | CacheStep | None) -> Tensor:
         x = x + self.self_attn(self.input_layernorm(x), cos, sin, cache)
         return x + self.mlp(self.post_attention_layernorm(x))
 
@@ -122,15 +196,15 @@ class Backbone(nn.Module):
         self.layers = nn.ModuleList([DecoderLayer(config, layer) for layer in range(config.num_hidden_layers)])
         self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
 
-    def forward(self, input_ids: Tensor, layers: int, cache: KVCache | None = None) -> Tensor:
+    def forward(self, input_ids: Tensor, layers: int, cache: KVCache | CacheStep | None = None) -> Tensor:
         """(B,S) token ids -> (B,S,hidden) raw output of the first `layers` layers."""
         x = self.embed_tokens(input_ids)
-        first = 0 if cache is None else cache.length
-        cos, sin = (table.to(x.dtype) for table in rope_angles(self.config, first, input_ids.shape[1], x.device))
+        count = input_ids.shape[1]
+        cos, sin = rope_tables(self.config, count, x.dtype, x.device) if cache is None else cache.rope(count)
         for layer in self.layers[:layers]:
             x = layer(x, cos, sin, cache)
         if cache is not None:
-            cache.length += input_ids.shape[1]
+            cache.advance(count)
         return x
 
 
@@ -153,11 +227,11 @@ class Qwen3(nn.Module):
         """
         return self.model(input_ids, self.config.num_hidden_layers - 1)
 
-    def forward(self, input_ids: Tensor, cache: KVCache | None = None) -> Tensor:
+    def forward(self, input_ids: Tensor, cache: KVCache | CacheStep | None = None) -> Tensor:
         """Next-token logits: (B, S) -> (B, S, vocab). With a cache, the ids continue what it holds."""
         return self._logits(self.model(input_ids, self.config.num_hidden_layers, cache))
 
-    def next_logits(self, input_ids: Tensor, cache: KVCache) -> Tensor:
+    def next_logits(self, input_ids: Tensor, cache: KVCache | CacheStep) -> Tensor:
         """Logits of the one token that follows: (B, S) -> (B, vocab), where the embedding lies."""
         return self._logits(self.model(input_ids, self.config.num_hidden_layers, cache)[:, -1])
 
