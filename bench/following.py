@@ -37,7 +37,7 @@ def follow(
     """What is right in the picture of each prompt, and how many prompts were expanded."""
     found: list[Row] = []
     expanded = 0
-    for seed, (prompt, scene) in enumerate(rows):
+    for seed, (prompt, scene) in enumerate(rows, start=1):
         request = {
             "prompt": prompt,
             "size": f"{size}x{size}",
