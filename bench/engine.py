@@ -1,15 +1,19 @@
-"""This engine beside diffusers: prompt to pixels after loading, same folder, same dtype, same noise, in one run.
+"""This engine at all levels beside diffusers: prompt to pixels after loading, same folder, same noise, in one run.
 
-    python -m bench.engine [--rounds 5] [--model FOLDER]
+    python -m bench.engine [--rounds 5] [--model FOLDER] [--dtype auto] [--size 512x512 ...]
+    python -m bench.engine --markdown        the tables of the last run, for the README
 
-The two take turns (A B A B ...), each after one warm-up that is not counted, and both encode the prompt anew each time.
-The rows give medians and the median of the pairwise ratios, which holds when the machine's speed drifts.
+Diffusers runs in the dtype in which it is fastest here, which is tried first; the engine in the one it would choose
+here. All take turns (A B C A B C ...), each after one warm-up that is not counted, and encode the prompt anew each
+time. Rows give medians and the median of the ratios round by round, which holds when the machine's speed drifts. A
+level that draws as a lower one is not measured twice. Then the waterfall: the passes of the levels one on top of the
+other, in turns as well. Written: bench/results/engine-cpu.json and waterfall-cpu.json.
 """
 
 import argparse
+import json
 import tempfile
-import time
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -18,19 +22,29 @@ import numpy as np
 import torch
 from diffusers import ZImagePipeline
 
-from bench.report import publish
+from bench import report
+from bench.distance import Pixels, decibels, psnr
+from bench.turns import take_turns, times_as_fast
+from bench.waterfall import climb, rungs_of
 from tests import reference
 from zturbo.engine.catalog import NANO, local_path
 from zturbo.engine.engine import Engine, LoadOptions
+from zturbo.engine.pipeline import Pipeline
 from zturbo.engine.plan import DTYPES
+from zturbo.params import ACCELERATIONS
 
 PROMPT = "A T-Rex relaxing on a beach, lying on a sun lounger and wearing sunglasses."
 SIZES = ((512, 512), (1024, 768))
 STEPS = 8
+SEED = 7
+DISTANCE_SEEDS = (7, 8, 9, 10)
+MIB = 2**20
 SMALL: dict[str, Any] = {
     "dim": 384, "n_heads": 6, "n_kv_heads": 6, "n_layers": 10, "n_refiner_layers": 2, "cap_feat_dim": 256,
     "axes_dims": [16, 24, 24], "in_channels": 16,
 }  # fmt: skip
+Size = tuple[int, int]
+Row = dict[str, Any]
 
 
 def small_folder(folder: Path) -> Path:
@@ -44,62 +58,160 @@ def small_folder(folder: Path) -> Path:
     return reference.save(pipe, folder)
 
 
-def interleave(one: Callable[[], object], other: Callable[[], object], rounds: int) -> tuple[list[float], list[float]]:
-    """Seconds of each call, in turns, after one warm-up of each."""
-    seconds: tuple[list[float], list[float]] = ([], [])
-    one()
-    other()
-    for _ in range(rounds):
-        for draw, kept in zip((one, other), seconds, strict=True):
-            start = time.perf_counter()
-            draw()
-            kept.append(time.perf_counter() - start)
-    return seconds
+def load(model: str, dtype: str = "auto") -> Engine:
+    """An engine on the CPU that has all its levels ready; prompts are drawn as they are."""
+    engine = Engine.load(
+        model, LoadOptions(device="cpu", dtype=dtype, acceleration="none", build=True, expansion=False)
+    )
+    for level in ACCELERATIONS:
+        print(f"level {level}: {engine.levels[level]}", flush=True)
+    return engine
 
 
-def compare(folder: Path, dtype: str, size: tuple[int, int], rounds: int) -> dict[str, Any]:
-    """One row: both engines at one dtype and size."""
-    width, height = size
-    pipeline = Engine.load(str(folder), LoadOptions(device="cpu", dtype=dtype)).pipeline
-    theirs = ZImagePipeline.from_pretrained(folder, dtype=DTYPES[dtype])
-    theirs.set_progress_bar_config(disable=True)
+def draw(pipeline: Pipeline, prompt: str, size: Size, seed: int, steps: int = STEPS) -> Pixels:
+    """Prompt to pixels, the caption encoded anew."""
+    pipeline.forget_captions()
+    *_, last = pipeline.denoise(pipeline.caption(prompt), *size, steps, seed)
+    return pipeline.decode(last.latents)
 
-    def draw() -> np.ndarray[Any, Any]:
-        pipeline.forget_captions()
-        *_, last = pipeline.denoise(pipeline.caption(PROMPT), width, height, STEPS, 7)
-        return pipeline.decode(last.latents)
 
-    def draw_theirs() -> np.ndarray[Any, Any]:
-        generator = torch.Generator("cpu").manual_seed(7)
-        result = theirs(
-            PROMPT, width=width, height=height, num_inference_steps=STEPS, guidance_scale=0.0, generator=generator
+class Diffusers:
+    """Its pipeline over a folder, in one dtype."""
+
+    def __init__(self, folder: Path, dtype: str) -> None:
+        self.dtype = dtype
+        self._pipe = ZImagePipeline.from_pretrained(folder, dtype=DTYPES[dtype])
+        self._pipe.set_progress_bar_config(disable=True)
+
+    def draw(self, size: Size, steps: int = STEPS) -> Pixels:
+        """The same picture, from the same noise."""
+        generator = torch.Generator("cpu").manual_seed(SEED)
+        result = self._pipe(
+            PROMPT, width=size[0], height=size[1], num_inference_steps=steps, guidance_scale=0.0, generator=generator
         )
         return np.asarray(result.images[0])
 
-    difference = float(np.abs(draw().astype(int) - draw_theirs().astype(int)).mean())
-    ours, their = interleave(draw, draw_theirs, rounds)
-    ratios = [b / a for a, b in zip(ours, their, strict=True)]
+
+def fastest(folder: Path, size: Size) -> tuple[Diffusers, dict[str, float]]:
+    """Diffusers in the dtype in which it is fastest here, and the seconds of a picture of two steps in each."""
+    candidates = {dtype: Diffusers(folder, dtype) for dtype in ("float32", "bfloat16")}
+    seconds = take_turns({dtype: lambda one=one: one.draw(size, 2) for dtype, one in candidates.items()}, 2)  # type: ignore[misc]
+    tried = {dtype: min(taken) for dtype, taken in seconds.items()}
+    return candidates[min(tried, key=lambda dtype: tried[dtype])], tried
+
+
+def compare(engine: Engine, theirs: Diffusers, size: Size, rounds: int) -> list[Row]:
+    """Diffusers and every level at one size, in turns."""
+    drawn = {name: engine.levels[name].drawn for name in ACCELERATIONS}
+    pipelines = {name: engine.levels[name].pipeline for name in dict.fromkeys(drawn.values())}
+    seconds = take_turns(
+        {"diffusers": lambda: theirs.draw(size)}
+        | {name: lambda one=one: draw(one, PROMPT, size, SEED) for name, one in pipelines.items()},  # type: ignore[misc]
+        rounds,
+    )
+    pictures = {name: draw(one, PROMPT, size, SEED) for name, one in pipelines.items()}
+    expected = theirs.draw(size)
+    rows = [_row(size, "diffusers", "", theirs.dtype, seconds, "diffusers", expected, expected, pictures["none"])]
+    for name in ACCELERATIONS:
+        way = drawn[name]
+        picture = pictures[way]
+        rows.append(_row(size, name, way, engine.plan.dtype, seconds, way, picture, expected, pictures["none"]))
+    return rows
+
+
+def _row(
+    size: Size,
+    who: str,
+    drawn: str,
+    dtype: str,
+    seconds: dict[str, list[float]],
+    way: str,
+    picture: Pixels,
+    expected: Pixels,
+    none: Pixels,
+) -> Row:
     return {
-        "size": f"{width}x{height}", "dtype": dtype, "zturbo s": median(ours), "diffusers s": median(their),
-        "times faster": median(ratios), "mean difference (levels)": difference,
+        "size": f"{size[0]}x{size[1]}", "who": who, "drawn as": drawn, "dtype": dtype,
+        "seconds": median(seconds[way]), "times as fast as diffusers": times_as_fast(seconds, way, "diffusers"),
+        "times as fast as none": times_as_fast(seconds, way, "none"),
+        "PSNR to diffusers": decibels(psnr(picture, expected)), "PSNR to none": decibels(psnr(picture, none)),
     }  # fmt: skip
+
+
+def waterfall(engine: Engine, size: Size, rounds: int) -> list[Row]:
+    """The passes of the levels one on top of the other, from eager arithmetic on; distances are of four pictures."""
+    climbed = list(climb(engine.pipeline, rungs_of(engine.levels)))
+    seconds = take_turns(
+        {one.rung.name: lambda one=one: draw(one.pipeline, PROMPT, size, SEED) for one in climbed},  # type: ignore[misc]
+        rounds,
+    )
+    none = [draw(engine.levels["none"].pipeline, PROMPT, size, seed) for seed in DISTANCE_SEEDS]
+    rows, before = [], climbed[0]
+    for one in climbed:
+        pictures = [draw(one.pipeline, PROMPT, size, seed) for seed in DISTANCE_SEEDS]
+        distance = min(psnr(picture, other) for picture, other in zip(pictures, none, strict=True))
+        rows.append({
+            "pass": one.rung.name, "level": one.rung.level, "lossless": "yes" if one.rung.lossless else "no",
+            "seconds": median(seconds[one.rung.name]),
+            "times as fast as eager": times_as_fast(seconds, one.rung.name, "eager"),
+            "times as fast as the row before": times_as_fast(seconds, one.rung.name, before.rung.name),
+            "added MiB": one.added_bytes / MIB, "least PSNR to none": decibels(distance),
+        })  # fmt: skip
+        before = one
+    return rows
+
+
+def markdown() -> str:
+    """The tables of the last run as the README shows them."""
+    parts = []
+    for name in ("engine-cpu", "waterfall-cpu"):
+        path = report.RESULTS / f"{name}.json"
+        if path.is_file():
+            result = json.loads(path.read_text())
+            parts.append(
+                f"{report.table(result['rows'])}\n\n{result['note']} ([conditions](bench/results/{path.name}))"
+            )
+    return "\n\n".join(parts)
+
+
+def run(folder: Path, dtype: str, sizes: Sequence[Size], rounds: int) -> None:
+    """Measure, print and write both tables."""
+    engine, (theirs, tried) = load(str(folder), dtype), fastest(folder, sizes[0])
+    rows: list[Row] = []
+    for size in sizes:
+        rows += compare(engine, theirs, size, rounds)
+        print(report.table(rows[-4:]), flush=True)
+    probe = ", ".join(f"{name} {taken:.2f} s" for name, taken in tried.items())
+    turns = f"prompt to pixels after loading, {STEPS} forwards, batch 1, medians of {rounds} rounds in turns"
+    report.publish("engine-cpu", engine.machine, rows, f"{turns}; diffusers' dtypes tried with two forwards: {probe}")
+    falls = waterfall(engine, sizes[0], rounds)
+    note = (
+        f"{sizes[0][0]}x{sizes[0][1]}, {engine.plan.dtype}, {turns}; the worst PSNR of {len(DISTANCE_SEEDS)} pictures"
+    )
+    report.publish("waterfall-cpu", engine.machine, falls, note)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--model", type=Path, help="a diffusers folder; default: nano, else random weights of its form")
+    parser.add_argument("--dtype", default="auto", help="of this engine; default: what it would choose here")
+    parser.add_argument("--size", action="append", help="WIDTHxHEIGHT, may be repeated; default: 512x512 and 1024x768")
+    parser.add_argument("--markdown", action="store_true", help="measure nothing, print the tables of the last run")
     arguments = parser.parse_args()
+    if arguments.markdown:
+        print(markdown())
+        return
+    sizes = [parse_size(size) for size in arguments.size] if arguments.size else SIZES
     with tempfile.TemporaryDirectory() as scratch:
         folder = arguments.model or local_path(NANO) or small_folder(Path(scratch))
-        rows = []
-        for dtype in ("float32", "bfloat16"):
-            for size in SIZES:
-                rows.append(compare(folder, dtype, size, arguments.rounds))
-                print(rows[-1], flush=True)
-        machine = Engine.load(str(folder), LoadOptions(device="cpu")).machine
-    note = f"prompt to pixels after loading, {STEPS} forwards, batch 1, median of {arguments.rounds} rounds in turns"
-    publish("engine-cpu", machine, rows, note)
+        run(folder, arguments.dtype, sizes, arguments.rounds)
+
+
+def parse_size(text: str) -> Size:
+    """WIDTHxHEIGHT in pixels."""
+    width, height = map(int, text.split("x"))
+    return width, height
 
 
 if __name__ == "__main__":

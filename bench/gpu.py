@@ -36,6 +36,7 @@ import torch
 
 from bench.full_size import flop
 from bench.report import publish
+from bench.waterfall import Rung, climb
 from zturbo.engine.machine import Machine, detect
 from zturbo.engine.plan import GIB
 from zturbo.models.configs import TransformerConfig
@@ -196,28 +197,26 @@ def waterfall_rows(bench: Bench) -> Iterator[Row]:
         use_attention(pipeline.transformer, chosen)  # type: ignore[arg-type]
 
     use_attention(engine.pipeline.transformer, sdpa)
-    steps: list[tuple[str, bool, list[Callable[[Pipeline], None]]]] = [
-        ("eager, PyTorch's own attention", True, []),
-        (f"attention: {engine.plan.attention.partition('  ')[0]}", True, [attention]),
-        ("fused kernels", True, [attention, cuda.fuse_blocks]),
-        ("CUDA graphs", True, [attention, cuda.fuse_blocks, record]),
-        ("int8 products", False, [attention, cuda.to_int8, cuda.fuse_blocks, record]),
+    rungs = [
+        Rung("eager, PyTorch's own attention", True),
+        Rung(f"attention: {engine.plan.attention.partition('  ')[0]}", True, (attention,)),
+        Rung("fused kernels", True, (attention, cuda.fuse_blocks)),
+        Rung("CUDA graphs", True, (attention, cuda.fuse_blocks, record)),
+        Rung("int8 products", False, (attention, cuda.to_int8, cuda.fuse_blocks, record)),
     ]
     if bench.machine.fp8 or bench.device.type == "cpu":
-        steps.append(("fp8 products", False, [attention, cuda.to_fp8, cuda.fuse_blocks, record]))
+        rungs.append(Rung("fp8 products", False, (attention, cuda.to_fp8, cuda.fuse_blocks, record)))
     expected = _forward(engine.pipeline, bench)
-    for name, lossless, passes in steps:
-        fork = engine.pipeline.fork("high")
-        for change in passes:
-            change(fork)
-        distance = float((_forward(fork, bench) - expected).norm() / expected.norm())
+    for one in climb(engine.pipeline, rungs):
+        distance = float((_forward(one.pipeline, bench) - expected).norm() / expected.norm())
         for size in (bench.shapes.sizes[0], bench.shapes.sizes[-1])[: len(bench.shapes.sizes)]:
             bench.forget()
-            taken = denoising(fork, size, bench)
-            yield {"pass": name, "lossless": "yes" if lossless else "no", "distance of a forward": distance,
-                   "size": _of(size), "seconds": taken, "share of matrix rate": bench.share(size, taken),
+            taken = denoising(one.pipeline, size, bench)
+            yield {"pass": one.rung.name, "lossless": "yes" if one.rung.lossless else "no",
+                   "distance of a forward": distance, "size": _of(size), "seconds": taken,
+                   "share of matrix rate": bench.share(size, taken), "added GiB": one.added_bytes / GIB,
                    "peak GiB": bench.peak()}  # fmt: skip
-        del fork
+        del one
 
 
 @torch.inference_mode()
@@ -397,7 +396,7 @@ def diffusers_rows(bench: Bench) -> Iterator[Row]:
     shape = bench.shapes
     torch.set_default_dtype(torch.bfloat16)
     with torch.device(bench.device):
-        model = ZImageTransformer2DModel(**_diffusers_config(shape.transformer)).eval().requires_grad_(False)
+        model = ZImageTransformer2DModel(**diffusers_config(shape.transformer)).eval().requires_grad_(False)
     torch.set_default_dtype(torch.float32)
     for form in ("eager", "blocks compiled"):
         if form != "eager":
@@ -426,8 +425,10 @@ def _their_seconds(model: Any, size: tuple[int, int], bench: Bench) -> float:
     return seconds(forward, device, shape.rounds)
 
 
-def _diffusers_config(shape: TransformerConfig) -> dict[str, Any]:
-    changed = {"dim": shape.dim, "n_heads": shape.n_heads, "n_kv_heads": shape.n_heads, "n_layers": shape.n_layers}
+def diffusers_config(shape: TransformerConfig) -> dict[str, Any]:
+    """The published members with a shape's own in their place."""
+    changed = {"dim": shape.dim, "n_heads": shape.n_heads, "n_kv_heads": shape.n_heads, "n_layers": shape.n_layers,
+               "n_refiner_layers": shape.n_refiner_layers}  # fmt: skip
     members = {name: value for name, value in published.TRANSFORMER.items() if not name.startswith("_")}
     return members | changed | {"cap_feat_dim": shape.cap_feat_dim}
 

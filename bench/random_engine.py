@@ -64,25 +64,32 @@ def shapes(small: bool) -> Shapes:
 
 def random_engine(device: str, small: bool, table: Table | None = None) -> Engine:
     """An engine with the plan, the attention and the levels that a loaded model would have here."""
-    shape, machine = shapes(small), detect(device)
+    return engine_of(shapes(small), device, table or (interpreted() if device == "cpu" else LEVELS))
+
+
+def engine_of(shape: Shapes, device: str, table: Table = LEVELS, dtype: str = "bfloat16") -> Engine:
+    """The same for any shapes and dtype."""
+    machine = detect(device)
     size = ModelSize.of(shape.transformer, shape.text_encoder, shape.vae)
-    plan = choose_plan(machine, size, "bfloat16", "none")
+    plan = choose_plan(machine, size, dtype, "none")
     folder = local_path(NANO)
     assert folder is not None
-    pipeline = random_pipeline(torch.device(plan.device), shape, folder / "tokenizer")
+    pipeline = random_pipeline(torch.device(plan.device), shape, folder / "tokenizer", plan.torch_dtype)
     heads, head = shape.transformer.n_heads, shape.transformer.dim // shape.transformer.n_heads
     attend, reason = choose_attention(pipeline.device, pipeline.dtype, heads, head)
     use_attention(pipeline.transformer, attend)
     spare = int(machine.device_free * HEADROOM[machine.device]) - plan.device_bytes
-    levels = Levels(pipeline, spare, table or (interpreted() if plan.device == "cpu" else LEVELS))
+    levels = Levels(pipeline, spare, table)
     info = ModelInfo("random", "random@0", Path(), False, "random weights")
     return Engine(pipeline, info, machine, replace(plan, attention=reason), levels)
 
 
-def random_pipeline(device: torch.device, shape: Shapes, tokenizer: Path) -> Pipeline:
-    """All networks in bf16, filled on the device."""
-    transformer = random_transformer(shape.transformer, None, device)
-    torch.set_default_dtype(torch.bfloat16)
+def random_pipeline(
+    device: torch.device, shape: Shapes, tokenizer: Path, dtype: torch.dtype = torch.bfloat16
+) -> Pipeline:
+    """All networks in one dtype, filled on the device."""
+    transformer = random_transformer(shape.transformer, None, device, dtype)
+    torch.set_default_dtype(dtype)
     try:
         with torch.device(device):
             encoder, vae = Qwen3(shape.text_encoder), AutoencoderKL(shape.vae)

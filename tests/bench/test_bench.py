@@ -6,12 +6,22 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from bench import engine, full_size, gpu, report
+from bench import blocks, distance, engine, full_size, gpu, quality, report, turns, waterfall
+from bench.random_engine import engine_of
+from nano.config import PROFILES
+from nano.evaluate import Judge, plain_prompt, unseen
+from zturbo.acceleration.levels import Levels, Pass
+from zturbo.engine.engine import Engine
 from zturbo.engine.machine import detect
+from zturbo.engine.pipeline import Pipeline
 from zturbo.params import ACCELERATIONS
+
+SMALL = (128, 128)
 
 
 @pytest.fixture(autouse=True)
@@ -142,18 +152,153 @@ def test_flop_of_the_published_model(size: tuple[int, int], expected: float) -> 
     assert full_size.flop(full_size.config(small=False), *size) / 1e12 == pytest.approx(expected - 0.09, rel=2e-3)
 
 
-def test_side_by_side_draws_the_same_picture(tiny_folder: Path) -> None:
-    row = engine.compare(tiny_folder, "float32", (512, 512), rounds=1)
-    assert row["mean difference (levels)"] < 0.01
-    assert row["zturbo s"] > 0
-    assert row["times faster"] == pytest.approx(row["diffusers s"] / row["zturbo s"], rel=0.01)
+@pytest.fixture(scope="module")
+def drawing(tiny_folder: Path) -> Engine:
+    return engine.load(str(tiny_folder), "float32")
+
+
+@pytest.fixture
+def changing(drawing: Engine, monkeypatch: pytest.MonkeyPatch) -> Engine:
+    """The same pipeline with levels of its own: one pass changes nothing, the other one the picture."""
+
+    def half(pipeline: Pipeline) -> None:
+        final = pipeline.vae.decoder.conv_out
+        final.weight = torch.nn.Parameter(final.weight * 0.9, requires_grad=False)
+
+    same = Pass("same", True, lambda _pipeline: None, lambda _pipeline: None)
+    other = Pass("other", False, lambda _pipeline: None, half)
+    table = {"none": (same,), "regular": (same, other), "high": (same, other)}
+    monkeypatch.setattr(waterfall, "LEVELS", table)
+    made = Levels(drawing.pipeline, table=table)
+    return Engine(drawing.pipeline, drawing.model, drawing.machine, drawing.plan, made)
+
+
+def test_every_level_beside_diffusers(
+    drawing: Engine, tiny_folder: Path, results: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "STEPS", 1)
+    rows = engine.compare(drawing, engine.Diffusers(tiny_folder, "float32"), SMALL, rounds=1)
+    assert [row["who"] for row in rows] == ["diffusers", *ACCELERATIONS]
+    ours = {row["who"]: row for row in rows}
+    assert ours["none"]["PSNR to diffusers"] == "equal" or ours["none"]["PSNR to diffusers"] > 55
+    assert ours["none"]["PSNR to none"] == "equal"
+    assert ours["diffusers"]["times as fast as diffusers"] == 1
+    for name in ACCELERATIONS:
+        assert ours[name]["drawn as"] == drawing.levels[name].drawn
+        expected = ours["diffusers"]["seconds"] / ours[name]["seconds"]
+        assert ours[name]["times as fast as diffusers"] == pytest.approx(expected)
+
+
+def test_a_level_that_draws_as_a_lower_one_is_shown_and_not_drawn_again(
+    changing: Engine, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "STEPS", 1)
+    _, none, regular, high = engine.compare(changing, engine.Diffusers(tiny_folder, "float32"), SMALL, rounds=1)
+    assert (none["drawn as"], regular["drawn as"], high["drawn as"]) == ("none", "regular", "regular")
+    assert regular["seconds"] == high["seconds"]
+    assert none["PSNR to none"] == "equal"
+    assert 5 < regular["PSNR to none"] < 60
+
+
+def test_the_waterfall_climbs_every_pass_once(changing: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "DISTANCE_SEEDS", (1,))
+    rows = engine.waterfall(changing, SMALL, rounds=1)
+    assert [(row["pass"], row["level"], row["lossless"]) for row in rows] == [
+        ("eager", "none", "yes"), ("+ same", "none", "yes"), ("+ other", "regular", "no")]  # fmt: skip
+    assert [row["added MiB"] > 0 for row in rows] == [False, False, True]
+    assert [row["least PSNR to none"] == "equal" for row in rows] == [True, True, False]
+    assert rows[0]["times as fast as eager"] == rows[0]["times as fast as the row before"] == 1
+
+
+def test_the_engine_benchmark_writes_both_tables(
+    tiny_folder: Path, results: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(engine, "STEPS", 1)
+    monkeypatch.setattr(engine, "DISTANCE_SEEDS", (1,))
+    engine.run(tiny_folder, "float32", [SMALL], rounds=1)
+    assert {path.name for path in results.iterdir()} == {"engine-cpu.json", "waterfall-cpu.json"}
+    assert "float32 " in json.loads((results / "engine-cpu.json").read_text())["note"]
+    capsys.readouterr()
+    monkeypatch.setattr(sys, "argv", ["bench.engine", "--markdown"])
+    engine.main()
+    printed = capsys.readouterr().out
+    assert "| 128x128 | diffusers |" in printed
+    assert "| eager" in printed
+
+
+def test_quality_beside_none(changing: Engine, results: Path) -> None:
+    work = list(unseen(PROFILES["cpu"], 2, plain_prompt))
+    measured = quality.measure(changing, work, SMALL, Judge(PROFILES["cpu"].world).eval(), steps=1)
+    none, regular, high = quality.rows_of(changing, measured)
+    assert (none["equal pictures"], none["PSNR worst"], none["SSIM worst"]) == (2, "equal", 1)
+    assert regular["PSNR worst"] <= regular["PSNR median"] < 60
+    assert regular["SSIM worst"] < 1
+    assert (high["drawn as"], high["PSNR worst"]) == ("regular", regular["PSNR worst"])
+    assert none.keys() == regular.keys()
+    assert 0 <= none["judge: all %"] <= 100
+    assert "of regular" in quality.save_worst(measured, results / "worst.png")
+    with Image.open(results / "worst.png") as picture:
+        assert picture.size == (3 * SMALL[0], SMALL[1])
+
+
+def test_quality_writes_what_it_measured(
+    tiny_folder: Path, results: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    judge = tmp_path / "judge.pt"
+    torch.save({"average": Judge(PROFILES["cpu"].world).state_dict(), "step": 1}, judge)
+    asked = ["--pictures", "1", "--steps", "1", "--size", "128x128", "--model", str(tiny_folder), "--judge", str(judge)]
+    monkeypatch.setattr(sys, "argv", ["bench.quality", *asked])
+    quality.main()
+    result = json.loads((results / "quality-cpu.json").read_text())
+    assert [row["level"] for row in result["rows"]] == list(ACCELERATIONS)
+    assert "LPIPS not measured" in result["note"]
+    with pytest.raises(SystemExit, match="another world"):
+        quality.open_judge(judge, PROFILES["gpu"])
+    with pytest.raises(SystemExit, match="is no file"):
+        quality.open_judge(tmp_path / "none.pt", PROFILES["cpu"])
+
+
+def test_distances() -> None:
+    black, grey = (np.full((32, 32, 3), value, np.uint8) for value in (0, 5))
+    assert distance.psnr(black, grey) == pytest.approx(20 * np.log10(255 / 5))
+    assert distance.decibels(distance.psnr(black, black)) == "equal"
+    assert distance.ssim(grey, grey) == 1
+    constant = (0.01 * 255) ** 2  # two flat pictures differ in their mean only
+    assert distance.ssim(black, grey) == pytest.approx(constant / (25 + constant))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_blocks_beside_diffusers(dtype: str, results: Path) -> None:
+    blocks.run(2, (128, 128), [dtype], rounds=1, loud=False, small=True)
+    rows = json.loads((results / "blocks-cpu-small.json").read_text())["rows"]
+    assert [row["who"] for row in rows] == ["diffusers", *ACCELERATIONS]
+    assert all(row["seconds a forward"] > 0 for row in rows)
+    limits = {"float32": 1e-5, "bfloat16": 5e-2}
+    assert max(rows[0]["relative error"], rows[1]["relative error"]) < limits[dtype]
+
+
+def test_loud_weights_reach_in_a_few_tokens_what_the_trained_model_reaches(results: Path) -> None:
+    shape = blocks.shape_of(2, small=True)
+    made = engine_of(shape, "cpu", dtype="float32")
+    given = blocks.Given.random(made.pipeline.transformer, (128, 128))
+    assert 4e4 < blocks.make_loud(made.pipeline.transformer, given) < 2e5
+    found: list[torch.Tensor] = []
+    for block in made.pipeline.transformer.layers:
+        block.feed_forward.w2.register_forward_pre_hook(lambda _layer, inputs: found.append(inputs[0][0].abs().amax(1)))  # type: ignore[union-attr]
+    blocks.ours(made.pipeline.transformer, given)()
+    assert len(found) == 2
+    for loudest, tokens in zip(found, (blocks.CAPTION_SLOTS - blocks.CAPTION_TOKENS, 1), strict=True):
+        assert (loudest > 4e4).sum() == tokens
+        assert loudest[-1] > 4e4
+        assert loudest.median() < 1e3
 
 
 def test_turns_are_taken() -> None:
     calls: list[str] = []
-    ours, theirs = engine.interleave(lambda: calls.append("a"), lambda: calls.append("b"), 3)
+    seconds = turns.take_turns({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, 3)
     assert calls == ["a", "b"] * 4
-    assert len(ours) == len(theirs) == 3
+    assert [len(taken) for taken in seconds.values()] == [3, 3]
+    assert turns.times_as_fast({"a": [1, 2, 4], "b": [3, 4, 16]}, "a", "b") == 3
 
 
 def test_a_number_never_travels_alone() -> None:

@@ -44,4 +44,6 @@ def test_the_mix_is_the_same_every_time() -> None:
     work = load.requests(64, load.SIZES, load.IMAGES)
     assert work == load.requests(64, load.SIZES, load.IMAGES)
     assert {params.num_images for params in work} == {1, 2, 3, 4}
+    assert sum(load.is_small(params) for params in work) >= 16
+    assert {params.acceleration for params in load.requests(4, load.SIZES, load.IMAGES, "high")} == {"high"}
     assert load.p95([float(value) for value in range(101)]) == 95.0
