@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help setup demo serve test fuzz screenshots check fix bench bench-server bench-gpu lock clean
+.PHONY: help setup demo serve test fuzz screenshots check fix bench bench-load bench-server bench-gpu lock clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -42,8 +42,13 @@ fix: setup  ## format, repair what the linter can, write the generated docs
 fuzz: setup  ## thousands of requests out of both OpenAPI documents; FUZZ_EXAMPLES says how many of each kind
 	FUZZ_EXAMPLES=$${FUZZ_EXAMPLES:-300} $(BIN)/python -m pytest -q -s tests/api/test_fuzz.py
 
-bench: setup  ## this engine beside diffusers in one run; writes bench/results/
+bench: setup  ## the levels on this CPU: beside diffusers, waterfall, quality, 6B blocks; some ten minutes
 	$(BIN)/python -m bench.engine
+	$(BIN)/python -m bench.quality
+	$(BIN)/python -m bench.blocks
+
+bench-load: setup  ## mixed requests at once beside the same one by one; some ten minutes
+	$(BIN)/python -m bench.load
 
 bench-server: setup  ## requests a second and latency of the server, with keys, records and files; writes bench/results/
 	$(BIN)/python -m bench.server

@@ -13,18 +13,21 @@ at a p95 of no more than twice their time alone plus the largest step. Written: 
 
 import argparse
 import hashlib
+import json
 import random
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from queue import SimpleQueue
 from statistics import median, quantiles
 from typing import Any
 
-from bench.report import publish
+from bench import report
 from zturbo.engine.engine import Engine, LoadOptions
+from zturbo.engine.machine import Machine
 from zturbo.engine.progress import Progress
 from zturbo.engine.queue import AdmissionQueue
 from zturbo.engine.worker import Worker
@@ -42,6 +45,7 @@ SMALL_EVERY = 4
 """In the mix, every so many-th request is small, whatever chance says about the others."""
 LEAST_TIMES = 1.3
 """The bar of throughput, of small requests."""
+Row = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +104,7 @@ def serve(queue: AdmissionQueue, work: Sequence[GenerationParams], clients: int)
     return results, time.perf_counter() - start
 
 
-def compare(queue: AdmissionQueue, name: str, work: Sequence[GenerationParams], clients: int) -> dict[str, Any]:
+def compare(queue: AdmissionQueue, name: str, work: Sequence[GenerationParams], clients: int) -> Row:
     """One row: a load by one client and by many.
 
     Raises:
@@ -123,6 +127,15 @@ def compare(queue: AdmissionQueue, name: str, work: Sequence[GenerationParams], 
         "small p95 s": p95(small_loaded), "largest step s": step,
         "bar": f"small p95 <= {bar:.2f} s" if mixed else f">= {LEAST_TIMES} times", "met": "yes" if met else "no",
     }  # fmt: skip
+
+
+def with_others(path: Path, rows: list[Row], machine: Machine) -> list[Row]:
+    """Rows with those of the other loads that were measured before, by one commit on one machine."""
+    if not path.is_file():
+        return rows
+    before, names = json.loads(path.read_text()), {row["load"] for row in rows}
+    same = before["conditions"] == report.conditions(machine)
+    return [row for row in before["rows"] if same and row["load"] not in names] + rows
 
 
 def p95(values: Sequence[float]) -> float:
@@ -148,7 +161,7 @@ def main() -> None:
     parser.add_argument("--model", default="nano")
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--acceleration", choices=ACCELERATIONS, default="regular")
-    parser.add_argument("--load", choices=LOADS, action="append", help="only this one; may be repeated")
+    parser.add_argument("--load", choices=LOADS, action="append", help="only this one; rows of the other are kept")
     arguments = parser.parse_args()
     level = arguments.acceleration
     options = LoadOptions(dtype=arguments.dtype, acceleration=level, build=True, expansion=False)
@@ -173,7 +186,8 @@ def main() -> None:
         f"{clients} clients that ask again when served, prompt expansion off; every picture byte-equal to the one "
         "drawn alone; bar of small requests among large ones: twice the time alone plus the largest step"
     )
-    publish(f"load-{engine.plan.device}", engine.machine, rows, note)
+    name = f"load-{engine.plan.device}"
+    report.publish(name, engine.machine, with_others(report.RESULTS / f"{name}.json", rows, engine.machine), note)
 
 
 if __name__ == "__main__":

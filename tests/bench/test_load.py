@@ -1,5 +1,6 @@
 """The load benchmark at its smallest: it compares, and it fails where a picture differs."""
 
+import json
 import threading
 from dataclasses import replace
 from itertools import count
@@ -8,7 +9,9 @@ from pathlib import Path
 import pytest
 
 from bench import load
+from bench.report import conditions
 from tests.engine.test_load import Opened, two_lanes
+from zturbo.engine.machine import detect
 from zturbo.engine.queue import AdmissionQueue
 from zturbo.errors import Busy
 
@@ -47,3 +50,14 @@ def test_the_mix_is_the_same_every_time() -> None:
     assert sum(load.is_small(params) for params in work) >= 16
     assert {params.acceleration for params in load.requests(4, load.SIZES, load.IMAGES, "high")} == {"high"}
     assert load.p95([float(value) for value in range(101)]) == 95.0
+
+
+def test_loads_measured_one_after_another_are_kept_together(tmp_path: Path) -> None:
+    path, machine = tmp_path / "load.json", detect("cpu")
+    rows: list[load.Row] = [{"load": "mixed", "requests": 2}]
+    assert load.with_others(path, rows, machine) == rows
+    kept: list[load.Row] = [{"load": "small"}, {"load": "mixed"}]
+    path.write_text(json.dumps({"rows": kept, "conditions": conditions(machine)}))
+    assert load.with_others(path, rows, machine) == [kept[0], *rows]
+    path.write_text(json.dumps({"rows": kept, "conditions": {**conditions(machine), "commit": "another"}}))
+    assert load.with_others(path, rows, machine) == rows
