@@ -18,7 +18,19 @@ from nano.config import Folders, Profile
 from nano.language import load as load_language
 from nano.latents import Cache, bucket_folder
 from nano.sheet import save_sheet
-from nano.training import Average, Optimizers, Run, Shadow, arguments, cosine, device, opened, restored, save
+from nano.training import (
+    Average,
+    Optimizers,
+    Run,
+    Shadow,
+    arguments,
+    cosine,
+    device,
+    opened,
+    restored,
+    save,
+    working_dtype,
+)
 from nano.transformer import SHIFT, build, empty_prompt
 from zturbo.engine.sampling import sigmas
 from zturbo.models.text_encoder import Qwen3
@@ -38,7 +50,7 @@ def teacher_path(
     here, levels = latents, [torch.lerp(start, end, i / SUBSTEPS) for i in range(SUBSTEPS + 1)]
     for now, after in pairwise(levels):
         modulation = teacher.modulation(1 - now)
-        asked, free = (teacher(here.bfloat16(), caption, modulation).float() for caption in captions)
+        asked, free = (teacher(here.to(working_dtype()), caption, modulation).float() for caption in captions)
         here = here + (now - after).view(-1, 1, 1, 1) * (free + GUIDANCE * (asked - free))
     return (here - latents) / (start - end).view(-1, 1, 1, 1)
 
@@ -62,7 +74,7 @@ def distillation_loss(
         prompt, nothing = language.encode(ids), language.encode(empty.expand(len(clean), -1))
         captions = teacher.embed_caption(prompt), teacher.embed_caption(nothing)
     target = teacher_path(teacher, latents, captions, start, end)
-    drawn = student(latents.bfloat16(), student.embed_caption(prompt), student.modulation(1 - start))
+    drawn = student(latents.to(working_dtype()), student.embed_caption(prompt), student.modulation(1 - start))
     return F.mse_loss(drawn.float(), target)
 
 
@@ -72,11 +84,11 @@ def distill(profile: Profile, folders: Folders, minutes: float) -> None:
     if state is None or state.get("distilled"):
         return
     language, tokenizer = load_language(folders, profile)
-    language.bfloat16()
+    language.to(working_dtype())
     student, teacher = build(profile), build(profile)
     for model in (student, teacher):
         model.load_state_dict(state["average"])
-    teacher.bfloat16().requires_grad_(False)
+    teacher.to(working_dtype()).requires_grad_(False)
     shadow, average = Shadow(student), Average(student, horizon=200)
     optimizers = Optimizers(student.named_parameters(), muon=("layers", "refiner"), lr=1e-3 * RATE, muon_lr=0.02 * RATE)
     stage, generator = profile.stages[-1], torch.Generator().manual_seed(profile.seed + 77)

@@ -156,8 +156,7 @@ def train_judge(profile: Profile, folders: Folders, minutes: float) -> Judge:
     path, judge = folders.root / "judge.pt", Judge(profile.world).to(device=device(), memory_format=torch.channels_last)  # type: ignore[call-overload]
     run = Run("judge", profile.judge_steps, minutes, profile.checkpoint_every_s)
     if (state := restored(path)) and state["step"] >= profile.judge_steps:
-        judge.load_state_dict(state["average"])
-        return judge.eval()
+        return open_judge(profile, path)
     average, optimizers = (
         Average(judge, horizon=200),
         Optimizers(judge.named_parameters(), muon=("look",), lr=1e-3, muon_lr=0.01),
@@ -175,6 +174,22 @@ def train_judge(profile: Profile, folders: Folders, minutes: float) -> Judge:
         run.tick(loss=loss.detach())
     save(path, {"average": average.model.state_dict(), "step": profile.judge_steps})
     return average.model.eval()
+
+
+def open_judge(profile: Profile, path: Path) -> Judge:
+    """A trained judge from its checkpoint."""
+    state = restored(path)
+    if state is None:
+        raise FileNotFoundError(f"no judge at {path}: `python -m nano.evaluate` trains one")
+    judge = Judge(profile.world).to(device=device(), memory_format=torch.channels_last)  # type: ignore[call-overload]
+    judge.load_state_dict(state["average"])
+    return judge.eval()
+
+
+def seen_in(judge: Judge, picture: NDArray[np.uint8]) -> Verdict:
+    """What a picture (H,W,3) shows."""
+    image = F.interpolate(to_tensor(picture).float()[None], (JUDGE_SIZE, JUDGE_SIZE), mode="area")
+    return judge.verdicts(_images(image))[0]
 
 
 def compare(seen: Verdict, asked: Verdict) -> dict[str, bool]:
@@ -313,8 +328,7 @@ def _asked_of(
     results = []
     for seed, (prompt, scene) in enumerate(rows):
         picture = painter(prompt, size, size, seed=seed, steps=steps)
-        seen = judge.verdicts(_images(_shrunk(picture)[None]))[0]
-        results.append(compare(seen, Verdict.of(scene)))
+        results.append(compare(seen_in(judge, picture), Verdict.of(scene)))
     return rates(results)
 
 
@@ -325,11 +339,6 @@ def paraphrases(world: World) -> list[tuple[str, Scene]]:
         for prompt, scene in PARAPHRASES
         if scene.setting in world.settings and all(subject.kind in world.kinds for subject in scene.subjects)
     ]
-
-
-def _shrunk(picture: NDArray[np.uint8]) -> Tensor:
-    image = to_tensor(picture).float()[None]
-    return F.interpolate(image, (JUDGE_SIZE, JUDGE_SIZE), mode="area")[0]
 
 
 def unseen(profile: Profile, count: int, wording: Callable[[Scene], str]) -> Iterator[tuple[str, Scene]]:

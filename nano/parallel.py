@@ -36,6 +36,25 @@ def average_gradients(model: nn.Module) -> None:
         gradient.copy_(mean.view_as(gradient))
 
 
+def share(count: int) -> range:
+    """Which of `count` pieces of work this process does; pieces that cost most should come first."""
+    return range(rank(), count, dist.get_world_size() if dist.is_initialized() else 1)
+
+
+def exchange(pieces: list[Tensor]) -> None:
+    """Give each process what the others made of their `share` of these pieces; in place."""
+    if not dist.is_initialized():
+        return
+    mine = set(share(len(pieces)))
+    for index, piece in enumerate(pieces):
+        if index not in mine:
+            piece.zero_()
+    flat = torch.cat([piece.flatten() for piece in pieces])
+    dist.all_reduce(flat)
+    for piece, whole in zip(pieces, flat.split([piece.numel() for piece in pieces]), strict=True):
+        piece.copy_(whole.view_as(piece))
+
+
 def agreed(value: float) -> float:
     """What process 0 says the value is: clocks differ, decisions must not."""
     if not dist.is_initialized():

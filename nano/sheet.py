@@ -16,7 +16,7 @@ from tokenizers import Tokenizer
 from nano.captions import SEED_PROMPT
 from nano.config import Folders, Profile
 from nano.language import load as load_language
-from nano.training import arguments, device, opened, restored
+from nano.training import arguments, device, opened, restored, working_dtype
 from nano.vae import load as load_vae
 from zturbo.engine.sampling import denoise, noise, sigmas
 from zturbo.engine.tokenizer import chat_prompt
@@ -48,9 +48,9 @@ class Painter:
         vae: AutoencoderKL,
         scale: tuple[float, float],
     ) -> None:
-        self.transformer = deepcopy(transformer).eval().bfloat16()
-        self.language, self.tokenizer = deepcopy(language).eval().bfloat16(), tokenizer
-        self.vae, (self.scaling, self.shift) = deepcopy(vae).eval().bfloat16(), scale
+        self.transformer = deepcopy(transformer).eval().to(working_dtype())
+        self.language, self.tokenizer = deepcopy(language).eval().to(working_dtype()), tokenizer
+        self.vae, (self.scaling, self.shift) = deepcopy(vae).eval().to(working_dtype()), scale
 
     @torch.no_grad()
     def __call__(self, prompt: str, width: int, height: int, seed: int = 0, steps: int = 8) -> NDArray[np.uint8]:
@@ -60,9 +60,11 @@ class Painter:
         levels = sigmas(steps, 3.0).to(device())
         modulation = self.transformer.modulation(1 - levels[:-1])
         latents = noise(seed, self.vae.config.latent_channels, height // 16, width // 16).to(device())
-        for step in denoise(lambda x, i: self.transformer(x.bfloat16(), caption, modulation[i]), latents, levels):
+        for step in denoise(
+            lambda x, i: self.transformer(x.to(working_dtype()), caption, modulation[i]), latents, levels
+        ):
             latents = step.latents
-        image = self.vae.decode((latents / self.scaling + self.shift).bfloat16())
+        image = self.vae.decode((latents / self.scaling + self.shift).to(working_dtype()))
         return to_pixels(image)[0].cpu().numpy()
 
 

@@ -25,7 +25,19 @@ from nano.config import Folders, Profile, Stage, TransformerShape
 from nano.language import load as load_language
 from nano.latents import FIRST_THING, Cache, bucket_folder
 from nano.sheet import save_sheet
-from nano.training import Average, Optimizers, Run, Shadow, arguments, cosine, device, opened, restored, save
+from nano.training import (
+    Average,
+    Optimizers,
+    Run,
+    Shadow,
+    arguments,
+    cosine,
+    device,
+    opened,
+    restored,
+    save,
+    working_dtype,
+)
 from nano.world import COLOURS, LABELS
 from zturbo.engine.sampling import sigmas
 from zturbo.engine.tokenizer import chat_prompt
@@ -179,7 +191,7 @@ class Trainer:
     def __init__(self, profile: Profile, folders: Folders, minutes: float) -> None:
         self.profile, self.folders = profile, folders
         self.language, self.tokenizer = load_language(folders, profile)
-        self.language.bfloat16()
+        self.language.to(working_dtype())
         self.trainee = Trainee(build(profile)).to(device())
         self.average = Average(self.trainee.model, horizon=400)
         self.optimizers = Optimizers(self.trainee.named_parameters(), muon=("layers", "refiner"), lr=1e-3)

@@ -33,7 +33,7 @@ Clock = Callable[[Callable[[], Tensor]], float]
 Verdict = Callable[[Pipeline], str | None]
 
 
-def _once(judge: Verdict) -> Verdict:
+def judged_once(judge: Verdict) -> Verdict:
     """A verdict is given once per pipeline: a measurement made twice could contradict itself."""
     given: WeakKeyDictionary[Pipeline, str | None] = WeakKeyDictionary()
 
@@ -46,7 +46,7 @@ def _once(judge: Verdict) -> Verdict:
     return verdict
 
 
-@_once
+@judged_once
 def fused_unfit(pipeline: Pipeline) -> str | None:
     """Why the fused kernels are not used."""
     if pipeline.device.type != "cuda":
@@ -103,7 +103,7 @@ def record_forwards(pipeline: Pipeline) -> None:
     graphs.replay(pipeline.transformer, graphs.CudaRecorder(pipeline.device))
 
 
-@_once
+@judged_once
 def fp8_unfit(pipeline: Pipeline) -> str | None:
     """Why products are not done in fp8."""
     if pipeline.device.type == "cuda" and torch.cuda.get_device_capability(pipeline.device) < (8, 9):
@@ -111,7 +111,7 @@ def fp8_unfit(pipeline: Pipeline) -> str | None:
     return fused_unfit(pipeline) or products_unfit(pipeline, "fp8")
 
 
-@_once
+@judged_once
 def int8_unfit(pipeline: Pipeline) -> str | None:
     """Why products are not done in int8."""
     return fused_unfit(pipeline) or products_unfit(pipeline, "int8")

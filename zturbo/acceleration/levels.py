@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from zturbo.acceleration import cuda
+from zturbo.acceleration import cpu, cuda, native
 from zturbo.engine.pipeline import Pipeline
 from zturbo.engine.plan import GIB
 from zturbo.params import ACCELERATIONS
@@ -55,11 +55,15 @@ INT8 = Pass("int8 products", False, cuda.int8_unfit, cuda.to_int8, cuda.quantize
 INT8_INSTEAD = Pass(INT8.name, False, cuda.int8_instead_unfit, cuda.to_int8, cuda.quantized_bytes, devices=CUDA)
 FP8 = Pass("fp8 products", False, cuda.fp8_unfit, cuda.to_fp8, cuda.quantized_bytes, devices=CUDA)
 GRAPHS = Pass("CUDA graphs", True, cuda.graphs_unfit, cuda.record_forwards, cuda.graph_bytes, devices=CUDA)
+CPU = ("cpu",)
+NATIVE = Pass("native blocks", True, cpu.native_unfit, cpu.to_native, cpu.native_bytes, native.build, CPU)
+DECODER = Pass("native decoder", True, cpu.decoder_unfit, cpu.to_native_decoder, cpu.decoder_bytes, native.build, CPU)
+INTEGERS = Pass("integer products", False, cpu.integers_unfit, cpu.to_integers, cpu.integer_bytes, native.build, CPU)
 
 LEVELS: Table = {
-    "none": (FUSED, GRAPHS),
-    "regular": (INT8, FUSED, GRAPHS),
-    "high": (FP8, INT8_INSTEAD, FUSED, GRAPHS),
+    "none": (FUSED, GRAPHS, NATIVE, DECODER),
+    "regular": (INT8, FUSED, GRAPHS, NATIVE, DECODER, INTEGERS),
+    "high": (FP8, INT8_INSTEAD, FUSED, GRAPHS, NATIVE, DECODER, INTEGERS),
 }
 """On CUDA a level's graphs come last: a graph keeps what it was recorded of."""
 

@@ -1,0 +1,91 @@
+"""Does prompt expansion make nano follow prompts worse? The same prompts and seeds with and without it, by its judge.
+
+    python -m bench.following --judge nano-run/judge.pt [--prompts 200] [--model zturbo/embedded/nano]
+
+The judge comes from `python -m nano.evaluate`, which also states how often it is right. Pictures are drawn by the
+engine as a server draws them. Each prompt counts once with and once without, so the difference is of pairs; its
+standard error says how much of it is chance.
+"""
+
+import argparse
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bench.report import publish
+from nano.captions import caption
+from nano.config import PROFILES, Profile
+from nano.evaluate import Judge, Verdict, compare, open_judge, plain_prompt, rates, seen_in, unseen
+from nano.world import Scene
+from zturbo.engine.engine import Engine
+from zturbo.params import ACCELERATIONS, GenerationParams
+
+Row = dict[str, bool]
+
+
+def wordings(profile: Profile) -> dict[str, Callable[[Scene], str]]:
+    """Two ways to ask for a scene: one plain sentence that names everything, and captions as varied as in training."""
+    rng = np.random.default_rng((profile.seed, 7654321))
+    return {"plain": plain_prompt, "free": lambda scene: caption(scene, rng)}
+
+
+def follow(
+    engine: Engine, judge: Judge, rows: Sequence[tuple[str, Scene]], size: int, acceleration: str, expand: bool
+) -> tuple[list[Row], int]:
+    """What is right in the picture of each prompt, and how many prompts were expanded."""
+    found: list[Row] = []
+    expanded = 0
+    for seed, (prompt, scene) in enumerate(rows, start=1):
+        request = {
+            "prompt": prompt,
+            "size": f"{size}x{size}",
+            "seed": seed,
+            "acceleration": acceleration,
+            "prompt_expansion": expand,
+        }
+        *_, done = engine.draw(GenerationParams.parse(request))
+        expanded += done.expansion is not None and done.expansion.applied
+        found.append(compare(seen_in(judge, done.pictures[0].pixels), Verdict.of(scene)))
+    return found, expanded
+
+
+def difference(without: Sequence[Row], with_it: Sequence[Row]) -> tuple[float, float]:
+    """Mean over the attributes of what is right, with less without, in points; and the standard error of the pairs."""
+    pairs = np.array([[np.mean(list(row.values())) for row in rows] for rows in (without, with_it)])
+    gain = 100 * (pairs[1] - pairs[0])
+    return float(gain.mean()), float(gain.std(ddof=1) / len(gain) ** 0.5)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--judge", type=Path, required=True, help="judge.pt of a training run")
+    parser.add_argument("--profile", choices=sorted(PROFILES), default="cpu", help="of that run")
+    parser.add_argument("--model", default="nano")
+    parser.add_argument("--prompts", type=int, default=200)
+    parser.add_argument("--size", type=int, default=512)
+    parser.add_argument("--acceleration", choices=ACCELERATIONS, default="none")
+    arguments = parser.parse_args()
+    profile, engine = PROFILES[arguments.profile], Engine.load(arguments.model)
+    judge = open_judge(profile, arguments.judge)
+    table: list[dict[str, Any]] = []
+    for name, wording in wordings(profile).items():
+        rows = list(unseen(profile, arguments.prompts, wording))
+        both: list[list[Row]] = []
+        for expand in (False, True):
+            found, expanded = follow(engine, judge, rows, arguments.size, arguments.acceleration, expand)
+            both.append(found)
+            gain, error = difference(both[0], found)
+            table.append(
+                {"prompts": name, "expansion": "on" if expand else "off", "expanded": expanded}
+                | {key: round(value, 1) for key, value in rates(found).items()}
+                | {"mean gain, points": round(gain, 2), "standard error": round(error, 2)}
+            )
+            print(table[-1], flush=True)
+    note = f"percent right at {arguments.size}x{arguments.size}, 8 steps, acceleration {arguments.acceleration}"
+    publish("following", engine.machine, table, note)
+
+
+if __name__ == "__main__":
+    main()

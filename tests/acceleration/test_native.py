@@ -1,0 +1,249 @@
+"""The C kernels beside PyTorch: products, blocks, whole forwards; their build, and what happens without one."""
+
+import ctypes
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+
+from zturbo.acceleration import cpu, native
+from zturbo.acceleration.levels import Levels
+from zturbo.acceleration.native import KINDS, Kind, Unavailable
+from zturbo.acceleration.native_decoder import nativize_decoder
+from zturbo.engine.engine import Engine, LoadOptions
+from zturbo.models.configs import TransformerConfig, VaeConfig
+from zturbo.models.transformer import Block, ZImageTransformer
+from zturbo.models.vae import Decoder
+
+ERRORS: dict[Kind, float] = {"fp32": 2e-6, "int16": 2e-3, "bf16": 1e-2, "int8": 3e-2}
+"""Relative error of a block against fp32."""
+DECODER_ERRORS: dict[Kind, float] = {"fp32": 2e-5, "int16": 1e-2, "bf16": 2e-2, "int8": 1e-1}
+SMALL = {
+    "all_patch_size": [2], "all_f_patch_size": [1], "qk_norm": True, "in_channels": 4, "dim": 96, "n_layers": 2,
+    "n_refiner_layers": 1, "n_heads": 3, "n_kv_heads": 3, "norm_eps": 1e-5, "cap_feat_dim": 24, "rope_theta": 256.0,
+    "t_scale": 1000.0, "axes_dims": [8, 12, 12], "axes_lens": [1536, 512, 512],
+}  # fmt: skip
+LARGE = SMALL | {"dim": 528, "n_heads": 11, "n_kv_heads": 11, "axes_dims": [16, 16, 16], "n_layers": 1}
+"""Heads of 48 channels, and more than one pass over k."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _built() -> None:
+    try:
+        native.build()
+    except Unavailable as reason:
+        pytest.skip(f"no native kernels here: {reason}")
+
+
+def transformer(members: dict[str, object]) -> ZImageTransformer:
+    torch.manual_seed(0)
+    made = ZImageTransformer(TransformerConfig.from_dict(members, "test")).eval().requires_grad_(False)
+    for name, parameter in made.named_parameters():
+        if "norm" in name:
+            parameter.copy_(1 + 0.2 * torch.randn_like(parameter))
+    return made
+
+
+def off(found: torch.Tensor, expected: torch.Tensor) -> float:
+    return float((found.float() - expected.float()).norm() / expected.float().norm())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("members", [SMALL, LARGE], ids=["small", "large"])
+@pytest.mark.parametrize(("slots", "rows"), [(1, 1), (7, 7), (32, 5), (61, 61), (333, 300)])
+def test_a_block_computes_what_the_eager_one_does(
+    kind: Kind, members: dict[str, object], slots: int, rows: int
+) -> None:
+    model = transformer(members)
+    block = model.layers[0]
+    assert isinstance(block, Block)
+    dim, head = model.config.dim, model.config.head_dim
+    x, modulation = torch.randn(2, slots, dim), torch.randn(2, 4, dim)
+    angles = torch.rand(slots, head // 2) * 6
+    rope = torch.stack((angles.cos(), angles.sin()), dim=-1)
+    expected = block(x, rope, modulation, rows)
+    cpu.nativize(model, kind)
+    found = block(x, rope, modulation, rows)
+    assert found.shape == expected.shape
+    assert off(found, expected) < ERRORS[kind]
+
+
+VAES = {
+    "nano": {"block_out_channels": [16, 16, 32, 64, 128], "mid_block_add_attention": False, "norm_num_groups": 4},
+    "published": {"block_out_channels": [32, 32, 64], "mid_block_add_attention": True, "norm_num_groups": 8},
+    "wide": {"block_out_channels": [48, 208], "mid_block_add_attention": True, "norm_num_groups": 16},
+}  # fmt: skip
+
+
+def decoder(name: str) -> Decoder:
+    members = VAES[name] | {
+        "in_channels": 3, "out_channels": 3, "latent_channels": 16, "layers_per_block": 1, "act_fn": "silu",
+        "scaling_factor": 1.0, "shift_factor": 0.0, "use_quant_conv": False, "use_post_quant_conv": False,
+    }  # fmt: skip
+    torch.manual_seed(0)
+    made = Decoder(VaeConfig.from_dict(members, "test")).eval().requires_grad_(False)
+    for parameter in made.parameters():
+        if parameter.ndim == 1:
+            parameter.add_(0.2 * torch.randn_like(parameter))
+    return made
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", VAES)
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (5, 7), (17, 16), (9, 35)])
+def test_a_decoder_computes_what_the_eager_one_does(kind: Kind, name: str, height: int, width: int) -> None:
+    model = decoder(name)
+    latents = torch.randn(2, 16, height, width)
+    expected = model(latents)
+    nativize_decoder(model, kind)
+    found = model(latents)
+    assert found.shape == expected.shape
+    assert off(found, expected) < DECODER_ERRORS[kind]
+    assert torch.equal(found[1:], model(latents[1:]))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_picture_does_not_depend_on_the_threads(kind: Kind) -> None:
+    model = decoder("nano")
+    nativize_decoder(model, kind)
+    latents = torch.randn(1, 16, 9, 11)
+    try:
+        results = []
+        for threads in (1, 2, 5):
+            torch.set_num_threads(threads)
+            results.append(model(latents))
+    finally:
+        torch.set_num_threads(1)
+    assert all(torch.equal(results[0], other) for other in results[1:])
+
+
+@pytest.mark.parametrize("slots", [32, 96, 512])
+def test_a_forward_computes_what_the_eager_one_does(slots: int) -> None:
+    model = transformer(SMALL)
+    latents, embeds = torch.randn(1, 4, 10, 14), torch.randn(1, slots - 3, 24)
+    modulation = model.modulation(torch.tensor([0.3]))
+    expected = model(latents, model.embed_caption(embeds), modulation)
+    cpu.nativize(model, "fp32")
+    assert off(model(latents, model.embed_caption(embeds), modulation), expected) < 1e-5
+
+
+def test_hidden_values_may_be_scaled() -> None:
+    model = transformer(SMALL)
+    for module in model.modules():
+        if isinstance(module, Block):
+            module.feed_forward.hidden_scale = 0.125
+    arguments = torch.randn(1, 4, 8, 8), torch.randn(1, 32, 96), model.modulation(torch.tensor([0.3]))
+    expected = model(*arguments)
+    cpu.nativize(model, "fp32")
+    assert off(model(*arguments), expected) < 1e-5
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_bytes_do_not_depend_on_the_threads(kind: Kind) -> None:
+    model = transformer(LARGE)
+    cpu.nativize(model, kind)
+    arguments = torch.randn(1, 4, 36, 22), torch.randn(1, 64, 528), model.modulation(torch.tensor([0.3]))
+    rope = model.rope(18, 11, 64, torch.device("cpu"))
+    results = []
+    try:
+        for threads in (1, 2, 3, 7):
+            torch.set_num_threads(threads)
+            x = model.layers[0](torch.ones(1, 7 * 32 + 64, 528).cumsum(1).sin(), rope, arguments[2].blocks[0])
+            results.append(x)
+    finally:
+        torch.set_num_threads(1)
+    assert all(torch.equal(results[0], other) for other in results[1:])
+
+
+def test_values_that_are_not_numbers_are_not_hidden() -> None:
+    model = transformer(SMALL)
+    cpu.nativize(model, "fp32")
+    latents = torch.randn(1, 4, 8, 8)
+    latents[0, 0, 0, 0] = torch.nan
+    found = model(latents, torch.randn(1, 32, 96), model.modulation(torch.tensor([0.3])))
+    assert bool(found.isnan().all())
+
+
+def test_levels_say_which_kernels_draw(tiny_folder: Path) -> None:
+    engine = Engine.load(str(tiny_folder), LoadOptions(device="cpu", dtype="float32"))
+    assert str(engine.levels["none"]).startswith("native blocks, native decoder (+")
+    assert str(engine.levels["regular"]).startswith("native blocks, native decoder, integer products (+")
+
+
+def test_a_model_that_does_not_fit_twice_is_told(tiny_folder: Path) -> None:
+    pipeline = Engine.load(str(tiny_folder), LoadOptions(device="cpu", dtype="float32")).pipeline
+    reason = Levels(pipeline, spare_bytes=0)["none"].left_out["native blocks"]
+    assert reason.startswith("it needs ")
+    assert cpu.native_bytes(pipeline) == sum(
+        buffer.nbytes
+        for name, buffer in Levels(pipeline, 2**30)["none"].pipeline.transformer.named_buffers()
+        if name.endswith("panels")
+    )
+
+
+def test_without_a_build_the_reason_is_told(tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "target", lambda: tmp_path / "none.so")
+    native.library.cache_clear()
+    engine = Engine.load(str(tiny_folder), LoadOptions(device="cpu", dtype="float32"))
+    assert "no native blocks: they are not built yet" in str(engine.levels["none"])
+    (tmp_path / "none.so").write_bytes(b"not a library")
+    with pytest.raises(Unavailable, match="does not load"):
+        native.library()
+
+
+def test_a_build_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    native.target.cache_clear()
+    try:
+        native.build()
+        made = native.target()
+        assert made.parent == tmp_path / "zturbo" / "native"
+        before = made.stat().st_mtime_ns
+        native.build()
+        assert made.stat().st_mtime_ns == before
+        assert [path.name for path in made.parent.iterdir()] == [made.name]
+        assert isinstance(native.library(), ctypes.CDLL)
+    finally:
+        monkeypatch.undo()
+        native.target.cache_clear()
+        native.library.cache_clear()
+
+
+def test_no_compiler_a_failing_one_and_another_processor_are_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    try:
+        for program, reason in (("no-such-compiler", "no C compiler"), ("false", "the compiler fails: no message")):
+            monkeypatch.setenv("CC", program)
+            monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+            native.target.cache_clear()
+            with pytest.raises(Unavailable, match=reason):
+                native.build()
+        monkeypatch.setattr(native, "features", frozenset)
+        native.target.cache_clear()
+        with pytest.raises(Unavailable, match="AVX2"):
+            native.build()
+    finally:
+        monkeypatch.undo()
+        native.target.cache_clear()
+
+
+def test_kernels_that_compute_something_else_are_left_out(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu, "interleave", lambda w13: native.interleave(w13).flip(0))
+    engine = Engine.load(str(tiny_folder), LoadOptions(device="cpu", dtype="float32"))
+    assert "no native blocks: their result is off by " in str(engine.levels["none"])
+
+
+@pytest.mark.parametrize("flags", [(), ("-mavx512f", "-mavx512bw", "-mavx512vnni", "-mavx512bf16")])
+def test_every_instruction_set_compiles(tmp_path: Path, flags: tuple[str, ...]) -> None:
+    program = native.compiler()
+    assert program is not None
+    assert shutil.which(program)
+    general = [flag for flag in native.FLAGS if flag != "-march=native"]
+    command = [program, *general, "-O1", "-mavx2", "-mfma", *flags, "-Wall", "-Wextra", "-Werror", str(native.SOURCE)]
+    done = subprocess.run([*command, "-o", str(tmp_path / "all.so")], capture_output=True, text=True, check=False)
+    if "unrecognized" in done.stderr:
+        pytest.skip(f"this compiler does not know {flags}")
+    assert done.returncode == 0, done.stderr

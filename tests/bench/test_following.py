@@ -1,0 +1,43 @@
+"""Prompt following with and without expansion, at its smallest."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("cv2", reason="the training recipe draws with OpenCV (opencv-python-headless)")
+
+import torch
+
+from bench import following, report
+from nano.config import CPU
+from nano.evaluate import Judge
+
+
+def test_compares_pairs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(report, "RESULTS", tmp_path)
+    torch.save({"average": Judge(CPU.world).state_dict()}, tmp_path / "judge.pt")
+    judge = str(tmp_path / "judge.pt")
+    monkeypatch.setattr(sys, "argv", ["following", "--judge", judge, "--prompts", "2", "--size", "512"])
+    following.main()
+    rows = json.loads((tmp_path / "following.json").read_text())["rows"]
+    assert [(row["prompts"], row["expansion"]) for row in rows] == [
+        ("plain", "off"),
+        ("plain", "on"),
+        ("free", "off"),
+        ("free", "on"),
+    ]
+    assert rows[0]["expanded"] == rows[0]["mean gain, points"] == 0
+    assert rows[1]["expanded"] > 0
+
+
+def test_the_difference_is_of_pairs() -> None:
+    without = [{"subject": True, "place": False}, {"subject": False, "place": False}]
+    gain, error = following.difference(without, [{"subject": True, "place": True}, {"subject": True, "place": False}])
+    assert (gain, error) == (50.0, 0.0)
+
+
+def test_a_missing_judge_says_how_to_make_one(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"nano\.evaluate"):
+        following.open_judge(CPU, tmp_path / "judge.pt")

@@ -1,0 +1,205 @@
+"""What the passes for a CPU do, and when they are used: blocks and decoder in C (`kernels.c`, `native*.py`).
+
+`levels` lists them. Each `..._unfit` says in words why a pipeline does without, or None: the kernels are not there, the
+model has widths that they do not take, or their trial on the model's own first block fails.
+"""
+
+import copy
+import ctypes
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from zturbo.acceleration import native, native_decoder
+from zturbo.acceleration.cuda import TRIAL_SLOTS, judged_once
+from zturbo.acceleration.native import BlockStruct, Kind, Packed, Unavailable, interleave, pack, pad_heads
+from zturbo.acceleration.quantize import QuantizedLinear
+from zturbo.engine.pipeline import Pipeline
+from zturbo.models.transformer import QK_NORM_EPS, Block, ZImageTransformer
+
+TRIAL_LIMITS: dict[Kind, float] = {"fp32": 1e-4, "bf16": 2e-2, "int16": 5e-3, "int8": 4e-2}
+"""Relative error of one block, or of one picture, with products of a kind against the eager one."""
+TRIAL_LATENTS = (6, 7)
+
+
+class BlockWeights(nn.Module):
+    """A block's products in the kernels' layout, and its head norms in fp32."""
+
+    norm_q: Tensor
+    norm_k: Tensor
+
+    def __init__(self, block: Block, kind: Kind) -> None:
+        super().__init__()
+        attention, feed_forward = block.attention, block.feed_forward
+        heads = attention.heads
+        self.qkv = pack(pad_heads(attention.to_qkv.weight, 3 * heads, 0), kind)
+        self.to_out = pack(pad_heads(attention.to_out[0].get_parameter("weight"), heads, 1), kind)
+        self.w13 = pack(interleave(feed_forward.w13.weight), kind)
+        self.w2 = pack(feed_forward.w2.weight, kind)
+        self.register_buffer("norm_q", attention.norm_q.weight.float(), persistent=False)
+        self.register_buffer("norm_k", attention.norm_k.weight.float(), persistent=False)
+
+    def structs(self) -> tuple[native.WeightsStruct, ...]:
+        """The four products' weights, in the order of `BlockStruct`."""
+        return tuple(one.struct() for one in cast(tuple[Packed, ...], (self.qkv, self.to_out, self.w13, self.w2)))
+
+
+class NativeBlock(Block):
+    """A `Block` whose forward is one call of C."""
+
+    native: BlockWeights
+
+    def forward(self, x: Tensor, rope: Tensor, modulation: Tensor, rows: int | None = None) -> Tensor:
+        """(B,S,dim) -> (B,rows,dim); `modulation` is (1 or B, 4, dim), `rows` defaults to all."""
+        batch, slots, dim = x.shape
+        rows = slots if rows is None else rows
+        x_in, modulation, rope = x.float().contiguous(), modulation.float().contiguous(), rope.contiguous()
+        out = torch.empty(batch, rows, dim)
+        kernels, weights, heads = native.library(), self.native, self.attention.heads
+        scale = self.feed_forward.hidden_scale
+        for picture in range(batch):
+            work = BlockStruct(
+                x_in[picture].data_ptr(),
+                (rope if rope.ndim == 3 else rope[picture]).data_ptr(),
+                modulation[picture if modulation.shape[0] > 1 else 0].data_ptr(),
+                weights.norm_q.data_ptr(), weights.norm_k.data_ptr(), out[picture].data_ptr(), *weights.structs(),
+                self.eps, QK_NORM_EPS, self.eps * scale**2, scale,
+                slots, rows, dim, heads, dim // heads, torch.get_num_threads(),
+            )  # fmt: skip
+            if kernels.zt_block(ctypes.byref(work)):
+                raise MemoryError(f"no memory for a block of {slots} slots")
+        return out.to(x.dtype)
+
+
+def nativize(transformer: ZImageTransformer, kind: Kind) -> None:
+    """Give every block of a loaded transformer the native forward with products of a kind; parameters stay."""
+    for module in list(transformer.modules()):
+        if isinstance(module, Block):
+            _nativize(module, kind)
+
+
+def _nativize(block: Block, kind: Kind) -> None:
+    block.native = BlockWeights(block, kind)
+    block.__class__ = NativeBlock
+
+
+def exact_kind(dtype: torch.dtype) -> Kind:
+    """Operands that lose nothing: bf16 where the weights are in it and the processor multiplies it."""
+    return "bf16" if dtype == torch.bfloat16 and "avx512_bf16" in native.features() else "fp32"
+
+
+def integer_kind() -> Kind:
+    """The fastest integers: 8 bits where one instruction multiplies four of them, 12 bits in pairs elsewhere."""
+    return "int8" if "avx512_vnni" in native.features() else "int16"
+
+
+@judged_once
+def native_unfit(pipeline: Pipeline) -> str | None:
+    """Why blocks are not computed in C."""
+    config = pipeline.transformer.config
+    if any(isinstance(module, QuantizedLinear) for module in pipeline.transformer.modules()):
+        return "the weights are in 8 bits already"
+    if config.dim % native.PANEL or config.head_dim % 2:
+        return f"widths are multiples of {native.PANEL} there"
+    try:
+        native.library()
+    except Unavailable as reason:
+        return str(reason)
+    return block_trial(pipeline, exact_kind(pipeline.dtype))
+
+
+@judged_once
+def decoder_unfit(pipeline: Pipeline) -> str | None:
+    """Why pictures are not decoded in C."""
+    try:
+        native.library()
+    except Unavailable as reason:
+        return str(reason)
+    return native_decoder.unfit(pipeline.vae.decoder) or decoder_trial(pipeline, exact_kind(pipeline.vae_dtype))
+
+
+@judged_once
+def integers_unfit(pipeline: Pipeline) -> str | None:
+    """Why products are not done in integers."""
+    return native_unfit(pipeline) or decoder_unfit(pipeline) or integers_trial(pipeline)
+
+
+def integers_trial(pipeline: Pipeline) -> str | None:
+    """Why integers cannot be trusted here, or None."""
+    return block_trial(pipeline, integer_kind()) or decoder_trial(pipeline, integer_kind())
+
+
+@torch.inference_mode()
+def block_trial(pipeline: Pipeline, kind: Kind) -> str | None:
+    """Why the kernels cannot be trusted here, or None: the model's first modulated block, native beside eager."""
+    transformer = pipeline.transformer
+    block = transformer.layers[0]
+    assert isinstance(block, Block)
+    rope = transformer.rope(*TRIAL_SLOTS, pipeline.device)
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(1, rope.shape[0], transformer.config.dim, generator=generator)
+    modulation = transformer.modulation(torch.tensor([0.5])).blocks[-1]
+    expected = block(x.to(pipeline.dtype), rope, modulation).float()
+    trial = copy.copy(block)  # the same weights
+    trial._modules = dict(block._modules)
+    _nativize(trial, kind)
+    return _judge(trial(x, rope, modulation), expected, kind, pipeline.dtype)
+
+
+@torch.inference_mode()
+def decoder_trial(pipeline: Pipeline, kind: Kind) -> str | None:
+    """Why the decoder cannot be trusted here, or None: a small picture of noise, native beside eager."""
+    decoder = pipeline.vae.decoder
+    generator = torch.Generator().manual_seed(0)
+    latents = torch.randn(1, pipeline.vae.config.latent_channels, *TRIAL_LATENTS, generator=generator)
+    latents = latents.to(pipeline.vae_dtype)
+    trial = copy.copy(decoder)  # the same weights
+    trial._modules = dict(decoder._modules)
+    native_decoder.nativize_decoder(trial, kind)
+    return _judge(trial(latents), decoder(latents), kind, pipeline.vae_dtype)
+
+
+def _judge(found: Tensor, expected: Tensor, kind: Kind, dtype: torch.dtype) -> str | None:
+    off = float((found.float() - expected.float()).norm() / expected.float().norm())
+    limit = max(TRIAL_LIMITS[kind], 0.0 if dtype == torch.float32 else TRIAL_LIMITS["bf16"])
+    return None if off < limit else f"their result is off by {off:.1g}"
+
+
+def native_bytes(pipeline: Pipeline) -> int:
+    """Memory of the packed weights of all blocks, beside the ones of the working dtype."""
+    return _block_values(pipeline) * native.STORAGE[exact_kind(pipeline.dtype)].itemsize
+
+
+def decoder_bytes(pipeline: Pipeline) -> int:
+    """The same of the decoder."""
+    return native_decoder.values(pipeline.vae.decoder) * native.STORAGE[exact_kind(pipeline.vae_dtype)].itemsize
+
+
+def integer_bytes(pipeline: Pipeline) -> int:
+    """The same of both in integers."""
+    values = _block_values(pipeline) + native_decoder.values(pipeline.vae.decoder)
+    return values * native.STORAGE[integer_kind()].itemsize
+
+
+def _block_values(pipeline: Pipeline) -> int:
+    config = pipeline.transformer.config
+    heads = 4 * config.dim * config.n_heads * native.round_up(config.head_dim)
+    blocks = config.n_layers + 2 * config.n_refiner_layers
+    return blocks * (heads + 3 * config.dim * native.round_up(config.hidden_dim))
+
+
+def to_native(pipeline: Pipeline) -> None:
+    """Give a fork's blocks the native forward, losing nothing."""
+    nativize(pipeline.transformer, exact_kind(pipeline.dtype))
+
+
+def to_native_decoder(pipeline: Pipeline) -> None:
+    """Give a fork the native decoder, losing nothing."""
+    native_decoder.nativize_decoder(pipeline.vae.decoder, exact_kind(pipeline.vae_dtype))
+
+
+def to_integers(pipeline: Pipeline) -> None:
+    """Give a fork's blocks and decoder integer products."""
+    nativize(pipeline.transformer, integer_kind())
+    native_decoder.nativize_decoder(pipeline.vae.decoder, integer_kind())

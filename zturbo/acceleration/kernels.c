@@ -1,0 +1,777 @@
+/* Transformer blocks and the picture decoder on a CPU, in C: what `native.py` compiles and loads, `cpu.py` calls.
+ *
+ * Three rules hold everywhere:
+ *
+ * - A row (a token, a pixel) is computed by the same operations in the same order whatever the number of threads and
+ *   however rows are shared out. Sums over k run from first to last; statistics over rows are summed over pieces of
+ *   fixed size. So a picture is the same bytes on one thread and on many.
+ * - One layout of weights for all processors: panels of 16 columns, k by k; AVX2 computes tiles of 6 rows, AVX-512 of
+ *   12. Rows are read where they lie.
+ * - Values between products are fp32. A product's operands are fp32, bf16, or integers with a scale per row and per
+ *   column ("kinds" below); where a processor lacks an instruction, the same numbers come from others.
+ *
+ * Compile: cc -O3 -march=native -ffp-contract=fast -fPIC -shared -pthread kernels.c -lm. Needs AVX2 and FMA.
+ */
+#define _GNU_SOURCE
+#include <immintrin.h>
+#include <math.h>
+#include <pthread.h>
+#include <sched.h>
+#include <stdatomic.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define PANEL 16 /* columns of a panel */
+
+#ifdef __AVX512F__
+#define W 16          /* floats of a vector */
+#define MR 12         /* rows of a tile */
+#define VECTOR(x) __m512##x
+#else
+#define W 8
+#define MR 6
+#define VECTOR(x) __m256##x
+#endif
+#define NV (PANEL / W) /* vectors of a panel's row */
+#define KC 512         /* k of one pass over a panel: 32 KB in fp32; also where integer sums become floats */
+
+typedef float vf __attribute__((vector_size(4 * W), aligned(4)));
+typedef int32_t vi __attribute__((vector_size(4 * W), aligned(4)));
+typedef float v8 __attribute__((vector_size(32), aligned(4)));
+typedef int64_t ll;
+
+#define INLINE static inline __attribute__((always_inline))
+#if W == 16
+#define ALL(value) ((vf)_mm512_set1_ps(value))
+#else
+#define ALL(value) ((vf)_mm256_set1_ps(value))
+#endif
+#define LOAD(p) (*(const vf *)(p))
+#define STORE(p, v) (*(vf *)(p) = (v))
+
+enum { F32 = 0, I16 = 1, BF16 = 2, I8 = 3 }; /* kinds of a product's operands */
+
+static int max_int(int a, int b) { return a > b ? a : b; }
+static int min_int(int a, int b) { return a < b ? a : b; }
+static ll round_up(ll a, ll b) { return (a + b - 1) / b * b; }
+
+/* ---- Threads: one pool for the process. Tasks are handed out one by one, because no result depends on who computes
+ * what. A caller who finds the pool in use works alone; a worker that wakes late is not waited for. ---- */
+
+#define MOST_WORKERS 63
+#define SPINS 4000
+
+typedef void (*Task)(void *context, int index, int slot);
+
+static struct {
+    pthread_mutex_t owner, door;
+    pthread_cond_t news;
+    int workers, allowed, tasks;
+    Task task;
+    void *context;
+    atomic_int round; /* odd: a job is open */
+    atomic_int next, inside, slots, sleepers;
+} pool = {.owner = PTHREAD_MUTEX_INITIALIZER, .door = PTHREAD_MUTEX_INITIALIZER, .news = PTHREAD_COND_INITIALIZER};
+
+static void take_tasks(int slot) {
+    for (int i; (i = atomic_fetch_add(&pool.next, 1)) < pool.tasks;) pool.task(pool.context, i, slot);
+}
+
+static void *worker(void *unused) {
+    (void)unused;
+    for (int seen = 0;;) {
+        int now = atomic_load(&pool.round);
+        for (int spins = 0; (now == seen || !(now & 1)) && spins < SPINS; spins++) {
+            _mm_pause();
+            now = atomic_load(&pool.round);
+        }
+        if (now == seen || !(now & 1)) {
+            pthread_mutex_lock(&pool.door);
+            atomic_fetch_add(&pool.sleepers, 1);
+            while ((now = atomic_load(&pool.round)) == seen || !(now & 1)) pthread_cond_wait(&pool.news, &pool.door);
+            atomic_fetch_sub(&pool.sleepers, 1);
+            pthread_mutex_unlock(&pool.door);
+        }
+        seen = now;
+        atomic_fetch_add(&pool.inside, 1);
+        if (atomic_load(&pool.round) == now) { /* still open: whoever closes it waits for us now */
+            int slot = atomic_fetch_add(&pool.slots, 1);
+            if (slot < pool.allowed) take_tasks(slot);
+        }
+        atomic_fetch_sub(&pool.inside, 1);
+    }
+    return NULL;
+}
+
+static void hire(int wanted) {
+    for (; pool.workers < wanted; pool.workers++) {
+        pthread_t thread;
+        if (pthread_create(&thread, NULL, worker, NULL)) return;
+        pthread_detach(thread);
+    }
+}
+
+/* Run task(context, 0..tasks-1, slot), slot < threads naming the thread that runs it. */
+static void share(int threads, int tasks, Task task, void *context) {
+    threads = min_int(min_int(threads, tasks), MOST_WORKERS + 1);
+    if (threads <= 1 || pthread_mutex_trylock(&pool.owner)) {
+        for (int i = 0; i < tasks; i++) task(context, i, 0);
+        return;
+    }
+    hire(threads - 1);
+    pool.allowed = threads, pool.tasks = tasks, pool.task = task, pool.context = context;
+    atomic_store(&pool.next, 0);
+    atomic_store(&pool.slots, 1);
+    atomic_fetch_add(&pool.round, 1);
+    if (atomic_load(&pool.sleepers)) {
+        pthread_mutex_lock(&pool.door);
+        pthread_cond_broadcast(&pool.news);
+        pthread_mutex_unlock(&pool.door);
+    }
+    take_tasks(0);
+    atomic_fetch_add(&pool.round, 1);
+    for (int spins = 0; atomic_load(&pool.inside); spins++)
+        if (spins < SPINS) _mm_pause(); else sched_yield();
+    pthread_mutex_unlock(&pool.owner);
+}
+
+/* A child of fork() has none of its parent's workers, and must not wait at their locks. */
+static void forget_workers(void) {
+    pthread_mutex_init(&pool.owner, NULL), pthread_mutex_init(&pool.door, NULL), pthread_cond_init(&pool.news, NULL);
+    pool.workers = 0;
+    atomic_store(&pool.round, 0), atomic_store(&pool.inside, 0), atomic_store(&pool.sleepers, 0);
+}
+__attribute__((constructor)) static void on_load(void) { pthread_atfork(NULL, NULL, forget_workers); }
+
+/* ---- Vectors ---- */
+
+INLINE float sum_of(vf v) {
+    float sum = v[0];
+    for (int i = 1; i < W; i++) sum += v[i];
+    return sum;
+}
+
+INLINE float max_of(vf v) {
+    float most = v[0];
+    for (int i = 1; i < W; i++) most = v[i] > most ? v[i] : most;
+    return most;
+}
+
+INLINE vf larger(vf a, vf b) {
+#if W == 16
+    return (vf)_mm512_max_ps((__m512)a, (__m512)b);
+#else
+    return (vf)_mm256_max_ps((__m256)a, (__m256)b);
+#endif
+}
+
+/* e^x to 2 units in the last place: 2^n from the exponent's bits, e^r for |r| <= ln 2 / 2 as a polynomial (Cephes). */
+#define EXP(NAME, V, VI, BITS) \
+    INLINE V NAME(V x) { \
+        V high = (V){} + 88.0f, low = (V){} - 87.0f; \
+        x = (V)BITS##_max_ps(low, BITS##_min_ps(high, x)); /* in this order NaN stays NaN */ \
+        V shifted = x * 1.44269504088896341f + 12582912.0f; /* 1.5 * 2^23: the sum's low bits are round(x / ln 2) */ \
+        V n = shifted - 12582912.0f; \
+        V r = x - n * 0.693359375f + n * 2.12194440e-4f; \
+        V p = (V){} + 1.9875691500e-4f; \
+        p = p * r + 1.3981999507e-3f; \
+        p = p * r + 8.3334519073e-3f; \
+        p = p * r + 4.1665795894e-2f; \
+        p = p * r + 1.6666665459e-1f; \
+        p = p * r + 5.0000001201e-1f; \
+        p = p * (r * r) + r + 1.0f; \
+        return p * (V)(((VI)shifted << 23) + (127 << 23)); \
+    }
+typedef int32_t vi8 __attribute__((vector_size(32), aligned(4)));
+#if W == 16
+EXP(exp_of, vf, vi, _mm512)
+#else
+EXP(exp_of, vf, vi, _mm256)
+#endif
+EXP(exp_of_8, v8, vi8, _mm256)
+INLINE vf silu(vf x) { return x / (1.0f + exp_of(-x)); }
+
+/* ---- The tile: R rows times one panel. Segments: k runs over `segments` stretches of `k` values that lie `stride`
+ * apart in a row's memory, and one after another in the panel; a 3x3 convolution reads three rows of pixels so.
+ * out = sum [* row_scale * column_scale] + before + bias. ---- */
+
+typedef struct {
+    const void *a, *panel;
+    ll row, stride; /* from row to row, from segment to segment of `a`, in operands */
+    int segments, k; /* k in operands: in pairs (I16, BF16: 4 bytes of 2) or fours (I8) it is a multiple of them */
+    const float *row_scale, *column_scale; /* integers only */
+    const float *before, *bias;            /* NULL: nothing */
+    ll before_row, out_row;
+    float *out;
+} Tile;
+
+INLINE void put(const Tile *t, int r, int v, vf sum) {
+    if (t->before) sum += LOAD(t->before + r * t->before_row + v * W);
+    if (t->bias) sum += LOAD(t->bias + v * W);
+    STORE(t->out + r * t->out_row + v * W, sum);
+}
+
+INLINE void tile_f32(const int R, const Tile *t) {
+    vf sums[MR][NV] = {};
+    const float *b = t->panel;
+    for (int s = 0; s < t->segments; s++) {
+        const float *a = (const float *)t->a + s * t->stride;
+        for (int k = 0; k < t->k; k++, b += PANEL) {
+            vf columns[NV];
+            for (int v = 0; v < NV; v++) columns[v] = LOAD(b + v * W);
+#pragma GCC unroll 12
+            for (int r = 0; r < R; r++)
+                for (int v = 0; v < NV; v++) sums[r][v] += ALL(a[r * t->row + k]) * columns[v];
+        }
+    }
+#pragma GCC unroll 12
+    for (int r = 0; r < R; r++)
+        for (int v = 0; v < NV; v++) put(t, r, v, sums[r][v]);
+}
+
+/* Four bytes of a row's operands for all columns, times the panel's four bytes per column, added in 32 bits. */
+INLINE VECTOR(i) dot_i16(VECTOR(i) sum, VECTOR(i) a, VECTOR(i) b) {
+#if defined(__AVX512VNNI__) && W == 16
+    return _mm512_dpwssd_epi32(sum, a, b);
+#elif W == 16
+    return _mm512_add_epi32(sum, _mm512_madd_epi16(a, b));
+#else
+    return _mm256_add_epi32(sum, _mm256_madd_epi16(a, b));
+#endif
+}
+
+/* Unsigned rows times signed weights. */
+INLINE VECTOR(i) dot_i8(VECTOR(i) sum, VECTOR(i) a, VECTOR(i) b) {
+#if defined(__AVX512VNNI__) && W == 16
+    return _mm512_dpbusd_epi32(sum, a, b);
+#elif W == 16 /* the same sums in 16 bits: even bytes, then odd ones */
+    VECTOR(i) low = _mm512_set1_epi16(255);
+    sum = _mm512_add_epi32(sum, _mm512_madd_epi16(_mm512_and_si512(a, low), _mm512_srai_epi16(_mm512_slli_epi16(b, 8), 8)));
+    return _mm512_add_epi32(sum, _mm512_madd_epi16(_mm512_srli_epi16(a, 8), _mm512_srai_epi16(b, 8)));
+#else
+    VECTOR(i) low = _mm256_set1_epi16(255);
+    sum = _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_and_si256(a, low), _mm256_srai_epi16(_mm256_slli_epi16(b, 8), 8)));
+    return _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_srli_epi16(a, 8), _mm256_srai_epi16(b, 8)));
+#endif
+}
+
+INLINE vf dot_bf16(vf sum, VECTOR(i) a, VECTOR(i) b) {
+#if defined(__AVX512BF16__) && W == 16
+    return (vf)_mm512_dpbf16_ps((__m512)sum, (__m512bh)a, (__m512bh)b);
+#elif W == 16 /* bf16 is the upper half of an fp32 */
+    VECTOR(i) high = _mm512_set1_epi32((int)0xffff0000);
+    sum += (vf)_mm512_and_si512(a, high) * (vf)_mm512_and_si512(b, high);
+    return sum + (vf)_mm512_slli_epi32(a, 16) * (vf)_mm512_slli_epi32(b, 16);
+#else
+    VECTOR(i) high = _mm256_set1_epi32((int)0xffff0000);
+    sum += (vf)_mm256_and_si256(a, high) * (vf)_mm256_and_si256(b, high);
+    return sum + (vf)_mm256_slli_epi32(a, 16) * (vf)_mm256_slli_epi32(b, 16);
+#endif
+}
+
+#if W == 16
+#define LOAD_BYTES(p) _mm512_loadu_si512((const void *)(p))
+#define ALL_BYTES(p) _mm512_set1_epi32(*(const int32_t *)(p))
+#define TO_FLOATS(v) ((vf)_mm512_cvtepi32_ps(v))
+#define NO_BYTES _mm512_setzero_si512()
+#else
+#define LOAD_BYTES(p) _mm256_loadu_si256((const __m256i *)(p))
+#define ALL_BYTES(p) _mm256_set1_epi32(*(const int32_t *)(p))
+#define TO_FLOATS(v) ((vf)_mm256_cvtepi32_ps(v))
+#define NO_BYTES _mm256_setzero_si256()
+#endif
+
+/* The same tile for operands that are multiplied four bytes at a time: SIZE bytes each. */
+#define BYTES_TILE(NAME, SIZE, DOT, SUM, ZERO, RESULT) \
+    INLINE void NAME(const int R, const Tile *t) { \
+        SUM sums[MR][NV]; \
+        _Pragma("GCC unroll 12") for (int r = 0; r < R; r++) for (int v = 0; v < NV; v++) sums[r][v] = ZERO; \
+        const char *b = t->panel; \
+        const ll row = t->row * SIZE; \
+        for (int s = 0; s < t->segments; s++) { \
+            const char *a = (const char *)t->a + s * t->stride * SIZE; \
+            for (int k = 0; k < t->k * SIZE; k += 4, b += 4 * PANEL) { \
+                VECTOR(i) columns[NV]; \
+                for (int v = 0; v < NV; v++) columns[v] = LOAD_BYTES(b + v * 4 * W); \
+                _Pragma("GCC unroll 12") for (int r = 0; r < R; r++) { \
+                    VECTOR(i) one = ALL_BYTES(a + r * row + k); \
+                    for (int v = 0; v < NV; v++) sums[r][v] = DOT(sums[r][v], one, columns[v]); \
+                } \
+            } \
+        } \
+        _Pragma("GCC unroll 12") for (int r = 0; r < R; r++) for (int v = 0; v < NV; v++) put(t, r, v, RESULT); \
+    }
+#define SCALED (TO_FLOATS(sums[r][v]) * (t->row_scale[r] * LOAD(t->column_scale + v * W)))
+BYTES_TILE(tile_i16, 2, dot_i16, VECTOR(i), NO_BYTES, SCALED)
+BYTES_TILE(tile_bf16, 2, dot_bf16, vf, (vf){}, sums[r][v])
+BYTES_TILE(tile_i8, 1, dot_i8, VECTOR(i), NO_BYTES, SCALED)
+
+/* One function for each height, so that sums stay in registers. */
+#define HEIGHT(R, NAME) static void NAME##_##R(const Tile *t) { NAME(R, t); }
+#define LOW_HEIGHTS(NAME) HEIGHT(1, NAME) HEIGHT(2, NAME) HEIGHT(3, NAME) HEIGHT(4, NAME) HEIGHT(5, NAME) HEIGHT(6, NAME)
+#if MR == 12
+#define HEIGHTS(NAME) LOW_HEIGHTS(NAME) \
+    HEIGHT(7, NAME) HEIGHT(8, NAME) HEIGHT(9, NAME) HEIGHT(10, NAME) HEIGHT(11, NAME) HEIGHT(12, NAME)
+#define TABLE(NAME) {NAME##_1, NAME##_2, NAME##_3, NAME##_4, NAME##_5, NAME##_6, \
+    NAME##_7, NAME##_8, NAME##_9, NAME##_10, NAME##_11, NAME##_12}
+#else
+#define HEIGHTS(NAME) LOW_HEIGHTS(NAME)
+#define TABLE(NAME) {NAME##_1, NAME##_2, NAME##_3, NAME##_4, NAME##_5, NAME##_6}
+#endif
+HEIGHTS(tile_f32) HEIGHTS(tile_i16) HEIGHTS(tile_bf16) HEIGHTS(tile_i8)
+static void (*const TILES[4][MR])(const Tile *) = {TABLE(tile_f32), TABLE(tile_i16), TABLE(tile_bf16), TABLE(tile_i8)};
+
+INLINE void run_tile(int kind, int rows, const Tile *t) { TILES[kind][rows - 1](t); }
+
+/* ---- Products: packed weights, made by `native.pack` ---- */
+
+typedef struct {
+    const void *panels;  /* (panels, k, 16) F32; (panels, k/2, 16, 2) I16, BF16; (panels, k/4, 16, 4) I8 */
+    const float *scales; /* of columns, (panels * 16) for integers */
+    const int32_t *sums; /* I8: of a column's weights per pass over k, (passes, panels * 16): rows are stored + 128 */
+    int32_t kind, k, count; /* k a multiple of 16; count of panels */
+} Weights;
+
+static const int SIZES[4] = {4, 2, 2, 1};
+
+/* Rows as a product of this kind reads them; F32 rows are read where they lie. `room` holds rows * k operands. */
+static const void *operands(int kind, const float *rows, ll row, int count, int k, void *room, float *scales) {
+    if (kind == F32) return rows;
+    for (int r = 0; r < count; r++) {
+        const float *x = rows + r * row;
+        if (kind == BF16) {
+            for (int i = 0; i < k; i++) { /* to nearest, ties to even */
+                uint32_t bits = ((const uint32_t *)x)[i];
+                ((uint16_t *)room)[r * (ll)k + i] = (uint16_t)((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+            }
+            continue;
+        }
+        const float limit = kind == I16 ? 2047.0f : 127.0f;
+        vf most = {};
+        for (int i = 0; i < k; i += W) {
+            vf v = LOAD(x + i);
+            most = larger(most, (vf)((vi)v & 0x7fffffff));
+        }
+        float largest = max_of(most), factor = largest > 1e-30f ? limit / largest : 0.0f;
+        scales[r] = largest / limit;
+        for (int i = 0; i < k; i++) {
+            int value = (int)((x[i] * factor + 12582912.0f) - 12582912.0f);
+            if (kind == I16) ((int16_t *)room)[r * (ll)k + i] = (int16_t)value;
+            else ((uint8_t *)room)[r * (ll)k + i] = (uint8_t)(value + 128);
+        }
+    }
+    return room;
+}
+
+/* out[rows][16 * count] = a[rows][k] times the weights; `after`, where given, is called for each finished panel. */
+typedef void (*After)(void *context, int panel);
+static void product(const Weights *w, const void *a, ll row, const float *row_scale, int rows, float *out, ll out_row,
+                    After after, void *context) {
+    const int size = SIZES[w->kind];
+    for (int first = 0; first < w->k; first += KC) {
+        const int k = min_int(KC, w->k - first), last = first + k == w->k;
+        for (int panel = 0; panel < w->count; panel++) {
+            Tile t = {.row = row, .segments = 1, .k = k, .before_row = out_row, .out_row = out_row};
+            t.panel = (const char *)w->panels + ((ll)panel * w->k + first) * PANEL * size;
+            if (w->scales) t.column_scale = w->scales + panel * PANEL;
+            for (int r = 0; r < rows; r += MR) {
+                t.a = (const char *)a + (r * row + first) * size;
+                t.row_scale = row_scale + r;
+                t.out = out + r * out_row + panel * PANEL;
+                t.before = first ? t.out : NULL;
+                run_tile(w->kind, min_int(MR, rows - r), &t);
+            }
+            if (w->kind == I8) { /* rows were stored + 128: take 128 times the weights' sum off again */
+                const int32_t *sums = w->sums + ((ll)(first / KC) * w->count + panel) * PANEL;
+                for (int r = 0; r < rows; r++)
+                    for (int c = 0; c < PANEL; c++)
+                        out[r * out_row + panel * PANEL + c] -= 128.0f * (float)sums[c] * (row_scale[r] * t.column_scale[c]);
+            }
+            if (after && last) after(context, panel);
+        }
+    }
+}
+
+/* ---- A block of the transformer ---- */
+
+typedef struct {
+    const float *x;          /* (slots, dim) */
+    const float *rope;       /* (slots, head / 2, 2) */
+    const float *modulation; /* (4, dim): norm before attention, after it, before feed-forward, after it */
+    const float *norm_q, *norm_k; /* (head) */
+    float *out;                   /* (rows, dim) */
+    Weights qkv, to_out, w13, w2; /* columns of heads padded to 16 each; w1 and w3 in turns of 8 columns */
+    float eps, qk_eps, last_eps, hidden_scale;
+    int32_t slots, rows, dim, heads, head, threads;
+} Block;
+
+typedef struct {
+    const Block *b;
+    int wide, slots, kind;      /* head and slots rounded up to 16 */
+    int rows_at_once, queries;  /* rows of a task */
+    float *q, *k, *v, *mixed;   /* (heads, slots, wide); k as panels of keys; v as panels of columns; (rows, heads * wide) */
+    char *scratch;
+    ll scratch_size;
+} Plan;
+
+/* x / rms(x) * scale, dim a multiple of 16. */
+INLINE void norm_row(const float *x, const float *scale, float eps, int dim, float *out) {
+    vf sum = {};
+    for (int i = 0; i < dim; i += W) sum += LOAD(x + i) * LOAD(x + i);
+    const float factor = 1.0f / sqrtf(sum_of(sum) / (float)dim + eps);
+    for (int i = 0; i < dim; i += W) STORE(out + i, LOAD(x + i) * factor * LOAD(scale + i));
+}
+
+/* A head's norm and rotation, in place; `times` multiplies the result. */
+static void norm_rotate(float *x, const float *weight, const float *rope, int head, float eps, float times) {
+    float sum = 0;
+    for (int i = 0; i < head; i++) sum += x[i] * x[i];
+    const float factor = 1.0f / sqrtf(sum / (float)head + eps);
+    for (int i = 0; i < head; i += 2) {
+        const float even = x[i] * factor * weight[i], odd = x[i + 1] * factor * weight[i + 1];
+        x[i] = (even * rope[i] - odd * rope[i + 1]) * times;
+        x[i + 1] = (even * rope[i + 1] + odd * rope[i]) * times;
+    }
+}
+
+/* A piece of a task's scratch memory. */
+static void *cut(char **free, ll bytes) {
+    void *piece = *free;
+    *free += round_up(bytes, 64);
+    return piece;
+}
+
+/* Norm, queries, keys and values of some rows; queries and keys normed and rotated, keys and values put into panels. */
+static void project_rows(void *context, int index, int slot) {
+    const Plan *p = context;
+    const Block *b = p->b;
+    const int first = index * p->rows_at_once, rows = min_int(p->rows_at_once, b->slots - first);
+    const int columns = 3 * b->heads * p->wide;
+    char *room = p->scratch + slot * p->scratch_size;
+    float *normed = cut(&room, 4LL * p->rows_at_once * b->dim), *qkv = cut(&room, 4LL * p->rows_at_once * columns);
+    float *scales = cut(&room, 4LL * p->rows_at_once);
+    for (int r = 0; r < rows; r++)
+        norm_row(b->x + (ll)(first + r) * b->dim, b->modulation, b->eps, b->dim, normed + (ll)r * b->dim);
+    const void *a = operands(b->qkv.kind, normed, b->dim, rows, b->dim, room, scales);
+    product(&b->qkv, a, b->dim, scales, rows, qkv, columns, NULL, NULL);
+    const float times = 1.0f / sqrtf((float)b->head);
+    for (int r = 0; r < rows; r++) {
+        const int s = first + r;
+        const float *rope = b->rope + (ll)s * b->head;
+        for (int h = 0; h < b->heads; h++) {
+            float *query = qkv + (ll)r * columns + h * p->wide, *key = query + b->heads * p->wide;
+            const float *value = key + b->heads * p->wide;
+            if (s < b->rows) {
+                norm_rotate(query, b->norm_q, rope, b->head, b->qk_eps, times);
+                memcpy(p->q + ((ll)h * p->slots + s) * p->wide, query, 4 * p->wide);
+            }
+            norm_rotate(key, b->norm_k, rope, b->head, b->qk_eps, 1.0f);
+            float *keys = p->k + (ll)h * p->slots * p->wide + (ll)(s / PANEL) * PANEL * p->wide + s % PANEL;
+            for (int i = 0; i < p->wide; i++) keys[i * PANEL] = key[i];
+            float *values = p->v + (ll)h * p->slots * p->wide + (ll)s * PANEL;
+            for (int i = 0; i < p->wide; i += PANEL)
+                memcpy(values + (ll)i * p->slots, value + i, 4 * PANEL);
+        }
+    }
+}
+
+/* softmax(q k) v of some rows of one head: all scores of a row at once. */
+static void attend_rows(void *context, int index, int slot) {
+    const Plan *p = context;
+    const Block *b = p->b;
+    const int pieces = (b->rows + p->queries - 1) / p->queries;
+    const int h = index / pieces, first = index % pieces * p->queries, rows = min_int(p->queries, b->rows - first);
+    float *scores = (float *)(p->scratch + slot * p->scratch_size);
+    float factors[256];
+    const float *q = p->q + ((ll)h * p->slots + first) * p->wide;
+    const float *k = p->k + (ll)h * p->slots * p->wide, *v = p->v + (ll)h * p->slots * p->wide;
+    Tile t = {.row = p->wide, .segments = 1, .k = b->head, .out_row = p->slots};
+    for (int s = 0; s < p->slots; s += PANEL) {
+        t.panel = k + (ll)s * p->wide;
+        for (int r = 0; r < rows; r += MR) {
+            t.a = q + (ll)r * p->wide;
+            t.out = scores + (ll)r * p->slots + s;
+            run_tile(F32, min_int(MR, rows - r), &t);
+        }
+    }
+    for (int r = 0; r < rows; r++) {
+        float *row = scores + (ll)r * p->slots;
+        for (int s = b->slots; s < p->slots; s++) row[s] = -INFINITY; /* slots that only fill a panel */
+        vf most = LOAD(row), sum = {};
+        for (int s = W; s < p->slots; s += W) most = larger(most, LOAD(row + s));
+        const float top = max_of(most);
+        for (int s = 0; s < p->slots; s += W) {
+            vf e = exp_of(LOAD(row + s) - top);
+            sum += e;
+            STORE(row + s, e);
+        }
+        for (int s = b->slots; s < p->slots; s++) sum[s % W] -= row[s], row[s] = 0.0f;
+        factors[r] = 1.0f / sum_of(sum);
+    }
+    const ll out_row = (ll)b->heads * p->wide;
+    float *out = p->mixed + first * out_row + h * p->wide;
+    t = (Tile){.row = p->slots, .segments = 1, .before_row = out_row, .out_row = out_row};
+    for (int s = 0; s < p->slots; s += KC / 2) {
+        t.k = min_int(KC / 2, p->slots - s);
+        for (int i = 0; i < p->wide; i += PANEL) {
+            t.panel = v + (ll)i * p->slots + (ll)s * PANEL;
+            for (int r = 0; r < rows; r += MR) {
+                t.a = scores + (ll)r * p->slots + s;
+                t.out = out + r * out_row + i;
+                t.before = s ? t.out : NULL;
+                run_tile(F32, min_int(MR, rows - r), &t);
+            }
+        }
+    }
+    for (int r = 0; r < rows; r++)
+        for (int i = 0; i < p->wide; i += W) STORE(out + r * out_row + i, LOAD(out + r * out_row + i) * factors[r]);
+}
+
+typedef struct {
+    const float *gates; /* 8 of w1, 8 of w3 in turns */
+    float *hidden;
+    ll gates_row, hidden_row;
+    int rows;
+    float scale;
+} Silu;
+
+static void silu_panel(void *context, int panel) {
+    const Silu *s = context;
+    for (int r = 0; r < s->rows; r++) {
+        const float *x = s->gates + r * s->gates_row + panel * PANEL;
+        v8 gate = *(const v8 *)x, value = *(const v8 *)(x + 8);
+        *(v8 *)(s->hidden + r * s->hidden_row + panel * 8) = gate / (1.0f + exp_of_8(-gate)) * (value * s->scale);
+    }
+}
+
+/* All that follows attention, for some rows: out-projection, norm, gate, residual; feed-forward likewise. */
+static void finish_rows(void *context, int index, int slot) {
+    const Plan *p = context;
+    const Block *b = p->b;
+    const int first = index * p->rows_at_once, rows = min_int(p->rows_at_once, b->rows - first), dim = b->dim;
+    const int gates_row = b->w13.count * PANEL, hidden_row = b->w2.k;
+    const float *gate_1 = b->modulation + dim, *scale_2 = gate_1 + dim, *gate_2 = scale_2 + dim;
+    char *room = p->scratch + slot * p->scratch_size;
+    float *sums = cut(&room, 4LL * p->rows_at_once * dim), *normed = cut(&room, 4LL * p->rows_at_once * dim);
+    float *gates = cut(&room, 4LL * p->rows_at_once * gates_row);
+    float *hidden = cut(&room, 4LL * p->rows_at_once * hidden_row), *scales = cut(&room, 4LL * p->rows_at_once);
+    const float *x = b->x + (ll)first * dim;
+    float *out = b->out + (ll)first * dim;
+    const int mixed_row = b->heads * p->wide;
+    const void *a = operands(b->to_out.kind, p->mixed + (ll)first * mixed_row, mixed_row, rows, mixed_row, room, scales);
+    product(&b->to_out, a, mixed_row, scales, rows, sums, dim, NULL, NULL);
+    for (int r = 0; r < rows; r++) {
+        float *sum = sums + (ll)r * dim, *to = out + (ll)r * dim;
+        norm_row(sum, gate_1, b->eps, dim, sum);
+        for (int i = 0; i < dim; i += W) STORE(to + i, LOAD(x + (ll)r * dim + i) + LOAD(sum + i));
+        norm_row(to, scale_2, b->eps, dim, normed + (ll)r * dim);
+    }
+    a = operands(b->w13.kind, normed, dim, rows, dim, room, scales);
+    Silu silu = {gates, hidden, gates_row, hidden_row, rows, b->hidden_scale};
+    product(&b->w13, a, dim, scales, rows, gates, gates_row, silu_panel, &silu);
+    a = operands(b->w2.kind, hidden, hidden_row, rows, hidden_row, room, scales);
+    product(&b->w2, a, hidden_row, scales, rows, sums, dim, NULL, NULL);
+    for (int r = 0; r < rows; r++) {
+        float *sum = sums + (ll)r * dim, *to = out + (ll)r * dim;
+        norm_row(sum, gate_2, b->last_eps, dim, sum);
+        for (int i = 0; i < dim; i += W) STORE(to + i, LOAD(to + i) + LOAD(sum + i));
+    }
+}
+
+/* One block; 0, or 1 where there is no memory. `out` may be `x`. Sizes: dim a multiple of 16, head even. */
+int zt_block(const Block *b) {
+    Plan p = {.b = b, .wide = (int)round_up(b->head, PANEL), .slots = (int)round_up(b->slots, PANEL)};
+    p.rows_at_once = b->dim <= 512 ? 24 : b->dim <= 1024 ? 48 : 144;
+    p.queries = p.slots <= 2048 ? 24 : 12;
+    const ll rows = p.rows_at_once, each = (ll)b->heads * p.slots * p.wide, most = max_int(b->dim, b->w2.k);
+    ll floats = max_int(b->dim + 3 * b->heads * p.wide, 2 * b->dim + b->w13.count * PANEL + b->w2.k) + most + 1;
+    p.scratch_size = round_up(max_int(4 * rows * floats, 4LL * p.queries * p.slots), 64) + 1024;
+    const ll threads = b->threads < 1 ? 1 : min_int(b->threads, MOST_WORKERS + 1);
+    char *memory = aligned_alloc(64, round_up(4 * (4 * each) + threads * p.scratch_size, 64));
+    if (!memory) return 1;
+    p.q = (float *)memory, p.k = p.q + each, p.v = p.k + each, p.mixed = p.v + each;
+    p.scratch = (char *)(p.mixed + each);
+    if (p.slots > b->slots) memset(p.k, 0, 8 * each);
+    const int tasks = (b->slots + p.rows_at_once - 1) / p.rows_at_once;
+    share((int)threads, tasks, project_rows, &p);
+    share((int)threads, b->heads * ((b->rows + p.queries - 1) / p.queries), attend_rows, &p);
+    share((int)threads, (b->rows + p.rows_at_once - 1) / p.rows_at_once, finish_rows, &p);
+    free(memory);
+    return 0;
+}
+
+/* ---- The decoder: 3x3 convolutions over pixels that lie as (height, width, channels), channels in sixteens ---- */
+
+typedef struct {
+    const float *x;               /* (height, width, in) */
+    const float *factor, *offset; /* (in): silu(x * factor + offset) is what is convolved; NULL: x itself */
+    const float *before;          /* (height, width, out) to be added, or NULL */
+    const float *source;          /* (height, width, source_channels) to be added after a 1x1 convolution, or NULL */
+    const float *bias, *source_bias;
+    float *out;  /* (height, width, out); doubled: twice the height and width */
+    float *sums; /* (pieces, 2, out): sums of the result and of its squares, or NULL; see zt_conv_pieces */
+    Weights weights, shortcut; /* k: rows of pixels, pixels, channels. Doubled: four times, for each place in a pixel */
+    const int32_t *totals;     /* I8: sums of a column's weights */
+    int32_t height, width, in, out_channels, source_channels;
+    int32_t doubled; /* the result has each pixel of x twice in both directions before the convolution */
+    int32_t group;   /* pixels of a row of the product: 1, or 4 of 3 channels each, which fill a panel better */
+    int32_t threads;
+} Conv;
+
+typedef struct {
+    const Conv *c;
+    int rows, columns, down, across; /* of a piece; pieces */
+    char *scratch;
+    ll scratch_size;
+} ConvPlan;
+
+/* Pieces depend on the shape alone: sums over them must not depend on the threads. */
+static void plan_pieces(const Conv *c, ConvPlan *p) {
+    p->columns = min_int(c->width, c->in <= 32 ? 128 : c->in <= 64 ? 64 : 32);
+    p->across = (c->width + p->columns - 1) / p->columns;
+    p->down = (c->height + 7) / 8;
+    p->rows = (c->height + p->down - 1) / p->down;
+    p->down = (c->height + p->rows - 1) / p->rows;
+}
+
+/* The pixels that a piece reads, one more on each side, zeros beyond the picture. */
+static void fill(const Conv *c, int top, int left, int rows, int columns, float *to) {
+    const int in = c->in;
+    for (int y = top - 1; y <= top + rows; y++)
+        for (int x = left - 1; x <= left + columns; x++, to += in) {
+            if (y < 0 || y >= c->height || x < 0 || x >= c->width) {
+                memset(to, 0, 4 * in);
+                continue;
+            }
+            const float *from = c->x + ((ll)y * c->width + x) * in;
+            if (!c->factor) memcpy(to, from, 4 * in);
+            else
+                for (int i = 0; i < in; i += W)
+                    STORE(to + i, silu(LOAD(from + i) * LOAD(c->factor + i) + LOAD(c->offset + i)));
+        }
+}
+
+static void convolve_piece(void *context, int index, int slot) {
+    const ConvPlan *p = context;
+    const Conv *c = p->c;
+    const Weights *w = &c->weights;
+    const int top = index / p->across * p->rows, left = index % p->across * p->columns;
+    const int rows = min_int(p->rows, c->height - top), columns = min_int(p->columns, c->width - left);
+    const int in = c->in, out = c->out_channels, size = SIZES[w->kind], places = c->doubled ? 4 : 1;
+    const int narrow = out % PANEL; /* a panel is wider than the result's rows: through a copy */
+    const ll stride = (ll)(columns + 2) * in, count = (rows + 2) * stride, wide = (ll)c->width << c->doubled;
+    char *room = p->scratch + slot * p->scratch_size;
+    float *pixels = cut(&room, 4 * count), *few = cut(&room, 4 * MR * PANEL), scale = 0.0f, scales[MR];
+    fill(c, top, left, rows, columns, pixels);
+    const char *a = operands(w->kind, pixels, count, 1, (int)count, room, &scale); /* one scale for the piece */
+    for (int r = 0; r < MR; r++) scales[r] = scale;
+
+    const int segments = c->doubled ? 2 : 3, k = (c->doubled ? 2 : c->group + 2) * in; /* k of a row of pixels */
+    const int whole = segments * k <= (w->kind == F32 ? 640 : KC);                      /* in one pass over the panel */
+    for (int place = 0; place < places; place++) {
+        const int py = place >> 1, px = place & 1;
+        for (int panel = 0; panel < w->count; panel++) {
+            const int column = (place * w->count + panel) * PANEL;
+            float *result = c->out + ((ll)(top << c->doubled) + py) * wide * out + ((ll)(left << c->doubled) + px) * out
+                          + panel * PANEL;
+            const ll out_row = (ll)out << c->doubled, down = (wide * out) << c->doubled;
+            if (c->source) {
+                Tile t = {.row = c->source_channels, .segments = 1, .k = c->source_channels, .out_row = out,
+                          .panel = (const float *)c->shortcut.panels + (ll)panel * c->source_channels * PANEL,
+                          .bias = c->source_bias + panel * PANEL};
+                for (int y = 0; y < rows; y++)
+                    for (int x = 0; x < columns; x += MR) {
+                        t.a = c->source + ((ll)(top + y) * c->width + left + x) * c->source_channels;
+                        t.out = result + y * down + x * out_row;
+                        run_tile(F32, min_int(MR, columns - x), &t);
+                    }
+            }
+            Tile t = {.row = (ll)c->group * in, .stride = stride, .segments = whole ? segments : 1, .row_scale = scales,
+                      .out_row = narrow ? PANEL : out_row, .column_scale = w->scales ? w->scales + column : NULL};
+            for (int s = 0; s < segments; s += t.segments)
+                for (int first = 0; first < k; first += t.k) {
+                    const int begin = !s && !first, end = s + t.segments == segments;
+                    t.k = whole ? k : min_int(KC, k - first);
+                    t.panel = (const char *)w->panels + ((ll)column * w->k + (s * (ll)k + first) * PANEL) * size;
+                    t.bias = end && first + t.k == k ? c->bias + panel * PANEL : NULL;
+                    for (int y = 0; y < rows; y++)
+                        for (int x = 0; x < columns; x += MR * c->group) {
+                            const int high = min_int(MR, (columns - x) / c->group);
+                            t.a = a + ((y + py + s) * stride + (x + px) * in + first) * size;
+                            float *to = result + y * down + x * out_row;
+                            t.out = narrow ? few : to;
+                            for (int r = 0; narrow && !begin && r < high; r++)
+                                memcpy(few + r * PANEL, to + r * c->group * out_row, 4 * c->group * out);
+                            t.before = begin ? NULL : t.out, t.before_row = t.out_row;
+                            if (begin && c->source) t.before = t.out;
+                            if (begin && c->before) t.before = c->before + (t.out - c->out);
+                            run_tile(w->kind, high, &t);
+                            for (int r = 0; narrow && r < high; r++)
+                                memcpy(to + r * c->group * out_row, few + r * PANEL, 4 * c->group * out);
+                        }
+                }
+            if (w->kind == I8)
+                for (int y = 0; y < rows; y++)
+                    for (int x = 0; x < columns; x += c->group)
+                        for (int i = 0; i < min_int(PANEL, out * c->group); i++)
+                            result[y * down + x * out_row + i] -=
+                                128.0f * (float)c->totals[column + i] * (scale * w->scales[column + i]);
+            if (!c->sums) continue;
+            float *sums = c->sums + (ll)index * 2 * out + panel * PANEL;
+            for (int v = 0; v < PANEL; v += W) {
+                vf sum = place ? LOAD(sums + v) : (vf){}, squares = place ? LOAD(sums + out + v) : (vf){};
+                for (int y = 0; y < rows; y++) {
+                    vf of_row = {}, squares_of_row = {};
+                    for (int x = 0; x < columns; x++) {
+                        vf value = LOAD(result + y * down + x * out_row + v);
+                        of_row += value, squares_of_row += value * value;
+                    }
+                    sum += of_row, squares += squares_of_row;
+                }
+                STORE(sums + v, sum), STORE(sums + out + v, squares);
+            }
+        }
+    }
+}
+
+/* How many pieces a convolution of this shape has. */
+int zt_conv_pieces(const Conv *c) {
+    ConvPlan p;
+    plan_pieces(c, &p);
+    return p.down * p.across;
+}
+
+/* One convolution; 0, or 1 where there is no memory. */
+int zt_conv(const Conv *c) {
+    ConvPlan p = {.c = c};
+    plan_pieces(c, &p);
+    p.scratch_size = 8LL * (p.rows + 2) * (p.columns + 2) * c->in + 4 * MR * PANEL + 1024;
+    p.scratch_size = round_up(p.scratch_size, 64);
+    const int threads = c->threads < 1 ? 1 : min_int(c->threads, MOST_WORKERS + 1);
+    p.scratch = aligned_alloc(64, threads * p.scratch_size);
+    if (!p.scratch) return 1;
+    share(threads, p.down * p.across, convolve_piece, &p);
+    free(p.scratch);
+    return 0;
+}
+
+/* Group norm as a factor and an offset per channel, from (pieces, 2, channels) sums over so many pixels. */
+void zt_norm(const float *sums, int pieces, int channels, int groups, ll pixels, const float *weight, const float *bias,
+             float eps, float *factor, float *offset) {
+    const int size = channels / groups;
+    for (int g = 0; g < groups; g++) {
+        double sum = 0, squares = 0;
+        for (int piece = 0; piece < pieces; piece++)
+            for (int i = g * size; i < (g + 1) * size; i++) {
+                sum += sums[(ll)piece * 2 * channels + i];
+                squares += sums[(ll)piece * 2 * channels + channels + i];
+            }
+        const double mean = sum / ((double)pixels * size), variance = squares / ((double)pixels * size) - mean * mean;
+        const double over = 1.0 / sqrt((variance > 0 ? variance : 0) + eps);
+        for (int i = g * size; i < (g + 1) * size; i++) {
+            factor[i] = (float)(over * weight[i]);
+            offset[i] = (float)(bias[i] - mean * over * weight[i]);
+        }
+    }
+}

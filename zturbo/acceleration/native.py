@@ -1,0 +1,263 @@
+"""The C kernels: built once per machine, kept on the disk, loaded by ctypes; and the layouts that they read.
+
+    build()               # compiles kernels.c where that was not done yet; servers and `make setup` do
+    kernels = library()   # takes what is there; raises `Unavailable` with the reason otherwise
+    packed = pack(weight, "fp32")
+
+PyTorch's own way of C extensions is not used: its import and its build take many times as long as this compilation.
+A build is named by all that decides its bytes: source, compiler, flags, and what the processor can do.
+"""
+
+import ctypes
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+SOURCE = Path(__file__).with_name("kernels.c")
+FLAGS = ("-O3", "-march=native", "-ffp-contract=fast", "-fPIC", "-shared", "-pthread")
+FEATURES = ("avx2", "fma", "avx512f", "avx512bw", "avx512_bf16", "avx512_vnni")
+"""What the kernels make use of, as Linux spells it."""
+BUILD_TIMEOUT_S = 300
+PANEL = 16
+"""Columns of a panel of weights; also what widths are rounded up to."""
+PASS = 512
+"""k of one pass over a panel (`KC` of kernels.c)."""
+
+Kind = Literal["fp32", "int16", "bf16", "int8"]
+KINDS: tuple[Kind, ...] = ("fp32", "int16", "bf16", "int8")
+"""Operands of a product, in the order of kernels.c."""
+LIMITS: Mapping[Kind, int] = {"int16": 2047, "int8": 127}
+"""Largest integers. Twelve bits twice: a sum of 512 products stays below 2^31."""
+AT_ONCE: Mapping[Kind, int] = {"fp32": 1, "int16": 2, "bf16": 2, "int8": 4}
+"""Values of k that lie next to each other in a panel: four bytes of them, or one."""
+STORAGE: Mapping[Kind, torch.dtype] = {
+    "fp32": torch.float32, "int16": torch.int16, "bf16": torch.bfloat16, "int8": torch.int8
+}  # fmt: skip
+
+
+class Unavailable(Exception):
+    """Why there are no native kernels here, in words."""
+
+
+@cache
+def features() -> frozenset[str]:
+    """Which of `FEATURES` this processor has; none where Linux is not there to say so."""
+    try:
+        text = Path("/proc/cpuinfo").read_text("utf-8")
+    except OSError:
+        return frozenset()
+    line = next((line for line in text.splitlines() if line.startswith("flags")), "")
+    return frozenset(line.split()) & frozenset(FEATURES)
+
+
+def folder(environment: Mapping[str, str] = os.environ) -> Path:
+    """Where builds are kept."""
+    return Path(environment.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "zturbo" / "native"
+
+
+def compiler() -> str | None:
+    """The C compiler's path: $CC, or `cc`."""
+    return shutil.which(os.environ.get("CC") or "cc")
+
+
+def _refuse_other_processors() -> None:
+    if platform.machine().lower() not in ("x86_64", "amd64") or not {"avx2", "fma"} <= features():
+        raise Unavailable("they want a processor with AVX2 and FMA, and Linux")
+
+
+@cache
+def target() -> Path:
+    """The file of this machine's build.
+
+    Raises:
+        Unavailable: no such processor, or no compiler to name the build by.
+    """
+    _refuse_other_processors()
+    program = compiler()
+    if program is None:
+        raise Unavailable("there is no C compiler (cc)")
+    version = subprocess.run([program, "--version"], capture_output=True, text=True, timeout=30, check=False).stdout
+    parts = (SOURCE.read_text("utf-8"), " ".join(FLAGS), version, " ".join(sorted(features())), _model())
+    return folder() / f"kernels-{hashlib.sha256('|'.join(parts).encode()).hexdigest()[:20]}.so"
+
+
+def _model() -> str:
+    """The processor's name: `-march=native` knows more of it than `FEATURES`."""
+    lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
+    names = ("vendor_id", "cpu family", "model", "model name", "stepping")
+    return " ".join(next((line for line in lines if line.split(":")[0].strip() == name), "") for name in names)
+
+
+def build() -> None:
+    """Compile the kernels where that was not done yet; seconds.
+
+    Raises:
+        Unavailable: no such processor, no compiler, or it fails.
+    """
+    path = target()
+    if path.exists():
+        return
+    program = compiler()
+    assert program is not None
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
+        made = Path(scratch) / path.name
+        command = [program, *FLAGS, str(SOURCE), "-o", str(made), "-lm"]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=BUILD_TIMEOUT_S, check=False)
+        except (OSError, subprocess.TimeoutExpired) as error:
+            raise Unavailable(f"the compiler fails: {error}") from error
+        if done.returncode:
+            raise Unavailable(f"the compiler fails: {(done.stderr.strip().splitlines() or ['no message'])[0][:120]}")
+        made.replace(path)
+    library.cache_clear()
+
+
+@cache
+def library() -> ctypes.CDLL:
+    """The kernels of this machine's build.
+
+    Raises:
+        Unavailable: they are not built, or do not load.
+    """
+    path = target()
+    if not path.exists():
+        raise Unavailable("they are not built yet; servers build them while they load")
+    try:
+        kernels = ctypes.CDLL(str(path))
+    except OSError as error:
+        raise Unavailable(f"their build does not load: {error}") from error
+    return kernels
+
+
+class WeightsStruct(ctypes.Structure):
+    """`Weights` of kernels.c."""
+
+    _fields_ = (
+        ("panels", ctypes.c_void_p), ("scales", ctypes.c_void_p), ("sums", ctypes.c_void_p),
+        ("kind", ctypes.c_int32), ("k", ctypes.c_int32), ("count", ctypes.c_int32),
+    )  # fmt: skip
+
+
+class BlockStruct(ctypes.Structure):
+    """`Block` of kernels.c."""
+
+    _fields_ = (
+        ("x", ctypes.c_void_p), ("rope", ctypes.c_void_p), ("modulation", ctypes.c_void_p),
+        ("norm_q", ctypes.c_void_p), ("norm_k", ctypes.c_void_p), ("out", ctypes.c_void_p),
+        ("qkv", WeightsStruct), ("to_out", WeightsStruct), ("w13", WeightsStruct), ("w2", WeightsStruct),
+        ("eps", ctypes.c_float), ("qk_eps", ctypes.c_float), ("last_eps", ctypes.c_float),
+        ("hidden_scale", ctypes.c_float),
+        ("slots", ctypes.c_int32), ("rows", ctypes.c_int32), ("dim", ctypes.c_int32), ("heads", ctypes.c_int32),
+        ("head", ctypes.c_int32), ("threads", ctypes.c_int32),
+    )  # fmt: skip
+
+
+def round_up(size: int, multiple: int = PANEL) -> int:
+    """The next multiple."""
+    return -(-size // multiple) * multiple
+
+
+class Packed(nn.Module):
+    """Weights in the kernels' layout, as buffers: forks share them, and their memory is counted.
+
+    panels: (N/16, K, 16) fp32; (N/16, K/2, 16, 2) int16 and bf16; (N/16, K/4, 16, 4) int8.
+    scales: (N) fp32, of a column; integers only.
+    sums: (passes over K, N) int32, int8 only: of a column's weights, because rows are stored + 128.
+    """
+
+    panels: Tensor
+    scales: Tensor | None
+    sums: Tensor | None
+
+    def __init__(self, kind: Kind, k: int, panels: Tensor, scales: Tensor | None, sums: Tensor | None) -> None:
+        super().__init__()
+        self.kind, self.k = kind, k
+        for name, tensor in (("panels", panels), ("scales", scales), ("sums", sums)):
+            self.register_buffer(name, tensor, persistent=False)
+
+    def struct(self) -> WeightsStruct:
+        """What the kernels are handed; valid as long as this module lives."""
+        scales, sums = (0 if one is None else one.data_ptr() for one in (self.scales, self.sums))
+        return WeightsStruct(self.panels.data_ptr(), scales, sums, KINDS.index(self.kind), self.k, self.panels.shape[0])
+
+
+def pack(weight: Tensor, kind: Kind) -> Packed:
+    """(N, K) of a linear layer without bias, in the kernels' layout; N and K are filled up to sixteens with zeros."""
+    rows, k = weight.shape
+    weight = F.pad(weight.float(), (0, -k % PANEL, 0, -rows % PANEL))
+    (n, k), scales, sums = weight.shape, None, None
+    if kind in LIMITS:
+        scales = weight.abs().amax(dim=1).clamp_min(1e-30) / LIMITS[kind]
+        weight = (weight / scales[:, None]).round_()
+        if kind == "int8":
+            passes = F.pad(weight, (0, -k % PASS)).unflatten(1, (-1, PASS))  # (N, passes, 512)
+            sums = passes.sum(dim=2).t().to(torch.int32).contiguous()
+    at_once = AT_ONCE[kind]
+    panels = weight.to(STORAGE[kind]).view(n // PANEL, PANEL, k // at_once, at_once).permute(0, 2, 1, 3).contiguous()
+    return Packed(kind, k, panels, scales, sums)
+
+
+def pad_heads(weight: Tensor, heads: int, dim: int) -> Tensor:
+    """Fill every head's channels up to sixteens with zeros, along an axis of `heads` times a head's width."""
+    parts = weight.unflatten(dim, (heads, -1)).movedim(dim + 1, -1)  # the head's own channels last
+    return F.pad(parts, (0, -parts.shape[-1] % PANEL)).movedim(-1, dim + 1).flatten(dim, dim + 1)
+
+
+def interleave(w13: Tensor) -> Tensor:
+    """(2 * hidden, K), gates first -> eight gates and eight values in turns, hidden filled up to sixteens."""
+    halves = [F.pad(half, (0, 0, 0, -half.shape[0] % PANEL)).unflatten(0, (-1, 8)) for half in w13.chunk(2)]
+    return torch.stack(halves, dim=1).flatten(0, 2)
+
+
+class ConvStruct(ctypes.Structure):
+    """`Conv` of kernels.c."""
+
+    _fields_ = (
+        ("x", ctypes.c_void_p), ("factor", ctypes.c_void_p), ("offset", ctypes.c_void_p), ("before", ctypes.c_void_p),
+        ("source", ctypes.c_void_p), ("bias", ctypes.c_void_p), ("source_bias", ctypes.c_void_p),
+        ("out", ctypes.c_void_p), ("sums", ctypes.c_void_p), ("weights", WeightsStruct), ("shortcut", WeightsStruct),
+        ("totals", ctypes.c_void_p),
+        ("height", ctypes.c_int32), ("width", ctypes.c_int32), ("in", ctypes.c_int32),
+        ("out_channels", ctypes.c_int32), ("source_channels", ctypes.c_int32), ("doubled", ctypes.c_int32),
+        ("group", ctypes.c_int32), ("threads", ctypes.c_int32),
+    )  # fmt: skip
+
+
+def doubled(weight: Tensor) -> Tensor:
+    """A 3x3 convolution of a picture whose pixels were doubled, as four 2x2 convolutions of the picture itself.
+
+    Each of the four pixels that one became sees three rows of pixels that are two rows of the picture, and columns
+    likewise: weights that meet the same pixel are added. Four ninths of the products; equal but for rounding.
+
+    Args:
+        weight: (N, C, 3, 3).
+
+    Returns:
+        (4, N, C, 2, 2): for the pixel above left, above right, below left, below right.
+    """
+    fold = torch.tensor(
+        [[[1.0, 0, 0], [0, 1, 1]], [[1, 1, 0], [0, 0, 1]]]
+    )  # (place, 2 of the picture, 3 of the kernel)
+    return torch.einsum("ncyx,pay,qbx->pqncab", weight.float(), fold, fold).flatten(0, 1)
+
+
+def grouped(weight: Tensor, group: int) -> Tensor:
+    """A 3x3 convolution that computes `group` neighbours at once: (N, C, 3, 3) -> (group * N, C, 3, group + 2)."""
+    return torch.cat([F.pad(weight.float(), (place, group - 1 - place)) for place in range(group)])
+
+
+def pack_convolution(weight: Tensor, kind: Kind) -> Packed:
+    """(N, C, rows, columns) as a product over rows of pixels, pixels and channels."""
+    return pack(weight.permute(0, 2, 3, 1).flatten(1), kind)
