@@ -27,7 +27,7 @@ from bench import report
 from bench.engine import Size, parse_size
 from bench.gpu import diffusers_config
 from bench.random_engine import Shapes, engine_of, shapes
-from bench.turns import take_turns, times_as_fast
+from bench.turns import spread, take_turns, times_as_fast
 from zturbo.engine.engine import Engine
 from zturbo.engine.machine import detect
 from zturbo.engine.plan import DTYPES, choose_dtype
@@ -156,7 +156,7 @@ def compare(engine: Engine, given: Given, rounds: int) -> list[Row]:
     def row(who: str, way: str, passes: str, added: int) -> Row:
         return {
             "dtype": engine.plan.dtype, "who": who, "drawn as": "" if who == way == "diffusers" else way,
-            "passes": passes, "seconds a forward": median(seconds[way]),
+            "passes": passes, "seconds a forward": median(seconds[way]), "slowest/fastest": spread(seconds, way),
             "times as fast as diffusers": times_as_fast(seconds, way, "diffusers"),
             "times as fast as none": times_as_fast(seconds, way, "none"),
             "relative error": float((ways[way]().float() - expected).norm() / expected.norm()),

@@ -25,7 +25,7 @@ from diffusers import ZImagePipeline
 
 from bench import report
 from bench.distance import Pixels, decibels, psnr
-from bench.turns import take_turns, times_as_fast
+from bench.turns import spread, take_turns, times_as_fast
 from bench.waterfall import climb, rungs_of
 from tests import reference
 from zturbo.engine.catalog import NANO, local_path
@@ -145,7 +145,8 @@ def _row(
 ) -> Row:
     return {
         "size": f"{size[0]}x{size[1]}", "who": who, "drawn as": drawn, "dtype": dtype,
-        "seconds": median(seconds[way]), "times as fast as diffusers": times_as_fast(seconds, way, "diffusers"),
+        "seconds": median(seconds[way]), "slowest/fastest": spread(seconds, way),
+        "times as fast as diffusers": times_as_fast(seconds, way, "diffusers"),
         "times as fast as none": times_as_fast(seconds, way, "none"),
         "PSNR to diffusers": decibels(psnr(picture, expected)), "PSNR to none": decibels(psnr(picture, none)),
     }  # fmt: skip
@@ -165,7 +166,7 @@ def waterfall(engine: Engine, size: Size, rounds: int) -> list[Row]:
         distance = min(psnr(picture, other) for picture, other in zip(pictures, none, strict=True))
         rows.append({
             "pass": one.rung.name, "level": one.rung.level, "lossless": "yes" if one.rung.lossless else "no",
-            "seconds": median(seconds[one.rung.name]),
+            "seconds": median(seconds[one.rung.name]), "slowest/fastest": spread(seconds, one.rung.name),
             "times as fast as eager": times_as_fast(seconds, one.rung.name, "eager"),
             "times as fast as the row before": times_as_fast(seconds, one.rung.name, before.rung.name),
             "added MiB": one.added_bytes / MIB, "least PSNR to none": decibels(distance),

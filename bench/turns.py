@@ -23,3 +23,8 @@ def take_turns(ways: Mapping[str, Callable[[], object]], rounds: int) -> Seconds
 def times_as_fast(seconds: Seconds, name: str, base: str) -> float:
     """The median of the ratios round by round, which holds when the speed drifts."""
     return median(slow / fast for slow, fast in zip(seconds[base], seconds[name], strict=True))
+
+
+def spread(seconds: Seconds, name: str) -> float:
+    """The slowest round over the fastest: far from 1, other work shared the machine, and the row says little."""
+    return max(seconds[name]) / min(seconds[name])

@@ -299,6 +299,7 @@ def test_turns_are_taken() -> None:
     assert calls == ["a", "b"] * 4
     assert [len(taken) for taken in seconds.values()] == [3, 3]
     assert turns.times_as_fast({"a": [1, 2, 4], "b": [3, 4, 16]}, "a", "b") == 3
+    assert turns.spread({"a": [2, 1, 4]}, "a") == 4
 
 
 def test_a_number_never_travels_alone() -> None:
