@@ -34,5 +34,5 @@ sys.exit(not any(line.startswith(("nvidia", "cuda", "triton")) for line in requi
 fi
 $pip install --no-deps --no-build-isolation --editable .
 $pip check
-echo "compiling what speeds up this machine"
-"$folder/bin/python" -c 'from zturbo.acceleration.levels import build_passes; build_passes(print)'
+echo "compiling the kernels for this processor, where it has some"
+"$folder/bin/python" -c 'from zturbo.acceleration.levels import build_passes; build_passes()'

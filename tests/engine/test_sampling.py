@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from zturbo.engine.sampling import denoise, euler_step, noise, sigmas, timesteps
+from zturbo.engine.sampling import denoise, euler_step, extrapolate, guessed_steps, noise, sigmas, timesteps
 
 SEEDS = st.integers(min_value=0, max_value=2**70)
 
@@ -67,3 +67,19 @@ def test_euler_keeps_fp32_whatever_the_network_says() -> None:
     stepped = euler_step(latents, velocity, torch.tensor(0.5), torch.tensor(0.3))
     assert stepped.dtype == torch.float32
     assert torch.equal(stepped, latents + (torch.tensor(0.5) - torch.tensor(0.3)) * velocity.float())
+
+
+def test_guesses_lie_between_forwards_and_never_last() -> None:
+    for steps in range(1, 51):
+        guessed = guessed_steps(steps)
+        assert guessed <= set(range(2, steps - 1))
+        assert all(index + 1 not in guessed for index in guessed)
+        assert bool(guessed) == (steps >= 6)
+
+
+def test_a_guess_is_exact_where_the_velocity_is_a_line() -> None:
+    def velocity(sigma: float) -> torch.Tensor:
+        return torch.arange(6.0) * sigma - 2
+
+    known = [(torch.tensor(sigma), velocity(sigma)) for sigma in (0.9, 0.8)]
+    assert torch.allclose(extrapolate(known[0], known[1], torch.tensor(0.55)), velocity(0.55), atol=1e-5)

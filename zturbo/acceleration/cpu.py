@@ -16,6 +16,7 @@ from zturbo.acceleration.cuda import TRIAL_SLOTS, judged_once
 from zturbo.acceleration.native import BlockStruct, Kind, Packed, Unavailable, interleave, pack, pad_heads
 from zturbo.acceleration.quantize import QuantizedLinear
 from zturbo.engine.pipeline import Pipeline
+from zturbo.engine.sampling import guessed_steps
 from zturbo.models.transformer import QK_NORM_EPS, Block, ZImageTransformer
 
 TRIAL_LIMITS: dict[Kind, float] = {"fp32": 1e-4, "bf16": 2e-2, "int16": 5e-3, "int8": 4e-2}
@@ -203,3 +204,13 @@ def to_integers(pipeline: Pipeline) -> None:
     """Give a fork's blocks and decoder integer products."""
     nativize(pipeline.transformer, integer_kind())
     native_decoder.nativize_decoder(pipeline.vae.decoder, integer_kind())
+
+
+def guess_unfit(pipeline: Pipeline) -> str | None:
+    """Why no forward is replaced by a guess: it is a part of the levels of native kernels."""
+    return integers_unfit(pipeline)
+
+
+def guess_forwards(pipeline: Pipeline) -> None:
+    """Have a fork extrapolate some of its forwards."""
+    pipeline.guessed = guessed_steps

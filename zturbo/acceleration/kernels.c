@@ -425,9 +425,9 @@ INLINE void norm_row(const float *x, const float *scale, float eps, int dim, flo
 
 /* A head's norm and rotation, in place; `times` multiplies the result. */
 static void norm_rotate(float *x, const float *weight, const float *rope, int head, float eps, float times) {
-    float sum = 0;
-    for (int i = 0; i < head; i++) sum += x[i] * x[i];
-    const float factor = 1.0f / sqrtf(sum / (float)head + eps);
+    vf sums = {};
+    for (int i = 0; i < head; i += W) sums += LOAD(x + i) * LOAD(x + i); /* filled up with zeros to sixteens */
+    const float factor = 1.0f / sqrtf(sum_of(sums) / (float)head + eps);
     for (int i = 0; i < head; i += 2) {
         const float even = x[i] * factor * weight[i], odd = x[i + 1] * factor * weight[i + 1];
         x[i] = (even * rope[i] - odd * rope[i + 1]) * times;

@@ -59,11 +59,12 @@ CPU = ("cpu",)
 NATIVE = Pass("native blocks", True, cpu.native_unfit, cpu.to_native, cpu.native_bytes, native.build, CPU)
 DECODER = Pass("native decoder", True, cpu.decoder_unfit, cpu.to_native_decoder, cpu.decoder_bytes, native.build, CPU)
 INTEGERS = Pass("integer products", False, cpu.integers_unfit, cpu.to_integers, cpu.integer_bytes, native.build, CPU)
+GUESSES = Pass("extrapolated forwards", False, cpu.guess_unfit, cpu.guess_forwards, devices=CPU)
 
 LEVELS: Table = {
     "none": (FUSED, GRAPHS, NATIVE, DECODER),
     "regular": (INT8, FUSED, GRAPHS, NATIVE, DECODER, INTEGERS),
-    "high": (FP8, INT8_INSTEAD, FUSED, GRAPHS, NATIVE, DECODER, INTEGERS),
+    "high": (FP8, INT8_INSTEAD, FUSED, GRAPHS, NATIVE, DECODER, INTEGERS, GUESSES),
 }
 """On CUDA a level's graphs come last: a graph keeps what it was recorded of."""
 

@@ -8,6 +8,7 @@ A convolution of doubled pixels is done as four smaller ones of the picture befo
 """
 
 import ctypes
+import math
 from dataclasses import dataclass
 from typing import cast
 
@@ -69,6 +70,7 @@ class Convolution(nn.Module):
         norm: nn.GroupNorm | None = None,
         before: Tensor | None = None,
         source: tuple[Tensor, "Shortcut"] | None = None,
+        room: Tensor | None = None,
     ) -> Pixels:
         """Convolve pixels, after norm and SiLU where a norm is given.
 
@@ -77,13 +79,15 @@ class Convolution(nn.Module):
             norm: its weights; the statistics are x's.
             before: (H, W, N) to be added.
             source: (H, W, M) to be added after a 1x1 convolution, and that.
+            room: memory for the result; left out, it is new.
         """
         height, width, channels = x.values.shape
         assert width % self.group == 0
         factor = offset = None
         if norm is not None:
             factor, offset = _norm(x, norm)
-        out = torch.empty(height << self.twice, width << self.twice, self.channels)
+        shape = (height << self.twice, width << self.twice, self.channels)
+        out = torch.empty(shape) if room is None else room[: math.prod(shape)].view(shape)
         weights = self.packed.struct()
         weights.count //= 4 if self.twice else 1
         shortcut = WeightsStruct() if source is None else source[1].packed.struct()
@@ -145,29 +149,51 @@ class NativeDecoder(Decoder):
         return torch.stack(pictures).permute(0, 3, 1, 2).to(latents.dtype)
 
     def _picture(self, latents: Tensor) -> Tensor:
-        """(h, w, C) -> (h*f, w*f, 3)."""
-        x = self._convolution("conv_in").run(Pixels(latents, None))
-        x = self._resnet("mid_block.resnets.0", x)
+        """(h, w, C) -> (h*f, w*f, 3). Three pieces of memory go round, because fresh memory costs time."""
+        rooms = list(torch.empty(3, self._largest(latents)))
+        x = self._convolution("conv_in").run(Pixels(latents, None), room=rooms[0])
+        x = self._resnet("mid_block.resnets.0", x, rooms)
         for attention in cast(list[Attention], self.mid_block.attentions):
             x = _attend(attention, x)
-        x = self._resnet("mid_block.resnets.1", x)
+        x = self._resnet("mid_block.resnets.1", x, rooms)
         for index, block in enumerate(cast(list[UpBlock], self.up_blocks)):
             for place in range(len(block.resnets)):
-                x = self._resnet(f"up_blocks.{index}.resnets.{place}", x)
+                x = self._resnet(f"up_blocks.{index}.resnets.{place}", x, rooms)
             if len(block.upsamplers):
-                x = self._convolution(f"up_blocks.{index}.upsamplers.0.conv").run(x)
+                x = self._convolution(f"up_blocks.{index}.upsamplers.0.conv").run(x, room=_free(rooms, x)[0])
         return self._convolution("conv_out").run(x, self.conv_norm_out).values
+
+    def _largest(self, latents: Tensor) -> int:
+        """Values of the largest layer."""
+        size, largest = latents.shape[0] * latents.shape[1], 0
+        for block in cast(list[UpBlock], self.up_blocks):
+            channels = max(max(one.conv1.in_channels, one.conv1.out_channels) for one in _resnets(block))
+            largest = max(largest, size * channels)
+            if len(block.upsamplers):
+                size *= 4
+                largest = max(largest, size * _resnets(block)[-1].conv1.out_channels)
+        return largest
 
     def _convolution(self, name: str) -> Convolution:
         return cast(Convolution, self.native[name.replace(".", ":")])
 
-    def _resnet(self, name: str, x: Pixels) -> Pixels:
-        resnet = cast(ResnetBlock, self.get_submodule(name))
-        hidden = self._convolution(f"{name}.conv1").run(x, resnet.norm1)
+    def _resnet(self, name: str, x: Pixels, rooms: list[Tensor]) -> Pixels:
+        resnet, (first, second, *_) = cast(ResnetBlock, self.get_submodule(name)), _free(rooms, x)
+        hidden = self._convolution(f"{name}.conv1").run(x, resnet.norm1, room=first)
+        last = self._convolution(f"{name}.conv2")
         if resnet.conv_shortcut is None:
-            return self._convolution(f"{name}.conv2").run(hidden, resnet.norm2, before=x.values)
+            return last.run(hidden, resnet.norm2, before=x.values, room=second)
         shortcut = cast(Shortcut, self.native[f"{name}.conv_shortcut".replace(".", ":")])
-        return self._convolution(f"{name}.conv2").run(hidden, resnet.norm2, source=(x.values, shortcut))
+        return last.run(hidden, resnet.norm2, source=(x.values, shortcut), room=second)
+
+
+def _resnets(block: UpBlock) -> list[ResnetBlock]:
+    return cast(list[ResnetBlock], list(block.resnets))
+
+
+def _free(rooms: list[Tensor], x: Pixels) -> list[Tensor]:
+    """The pieces of memory that pixels do not lie in."""
+    return [room for room in rooms if room.data_ptr() != x.values.data_ptr()]
 
 
 def _attend(attention: Attention, x: Pixels) -> Pixels:

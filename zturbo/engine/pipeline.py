@@ -11,8 +11,8 @@ the threads between them.
 """
 
 import copy
-from collections import OrderedDict
-from collections.abc import Iterator
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from zturbo.engine.lanes import Lanes
-from zturbo.engine.sampling import Step, denoise, noise, sigmas, timesteps
+from zturbo.engine.sampling import Step, denoise, extrapolate, noise, sigmas, timesteps
 from zturbo.engine.tiling import decode_tiled
 from zturbo.engine.tokenizer import MAX_TOKENS, PromptTokenizer
 from zturbo.models.configs import SchedulerConfig
@@ -68,6 +68,8 @@ class Pipeline:
         self.device = transformer.x_pad_token.device
         self.dtype = transformer.x_pad_token.dtype
         self.vae_dtype = vae.decoder.conv_in.weight.dtype
+        self.guessed: Callable[[int], frozenset[int]] = lambda _steps: frozenset()
+        """Which of so many forwards are extrapolated from the two before them; an acceleration pass sets it."""
         self._captions: OrderedDict[str, Tensor] = OrderedDict()
         self._schedules: dict[int, Schedule] = {}
 
@@ -135,9 +137,15 @@ class Pipeline:
         rope = self.transformer.rope(height // side, width // side, caption.shape[1], self.device)
         shape = f"a step at {width}x{height} with {caption.shape[1]} caption slots, level {self.level}"
 
+        guessed, known = self.guessed(steps), deque[tuple[Tensor, Tensor]](maxlen=2)
+
         def predict(latents: Tensor, index: int) -> Tensor:
+            if index in guessed:
+                return extrapolate(known[0], known[1], schedule.levels[index])
             step = (latents.to(self.dtype), caption, schedule.modulation[index], rope)
-            return self.lanes.compute(shape, lambda: self.transformer(*step))
+            velocity = self.lanes.compute(shape, lambda: self.transformer(*step))
+            known.append((schedule.levels[index], velocity))
+            return velocity
 
         walk = denoise(predict, first, schedule.levels)
         while (step := _advance(walk)) is not None:
