@@ -12,22 +12,18 @@ difference) as quality-cpu-worst.png. A level that draws as a lower one is shown
 
 import argparse
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 
 from bench import report
 from bench.distance import Pixels, decibels, psnr, ssim
 from bench.engine import STEPS, Size, draw, load, parse_size
-from nano import evaluate
-from nano.config import PROFILES, Profile
-from nano.evaluate import JUDGE_SIZE, Judge, Verdict, plain_prompt, unseen
-from nano.training import restored
+from nano.config import PROFILES
+from nano.evaluate import Judge, Verdict, compare, open_judge, plain_prompt, rates, seen_in, unseen
 from nano.world import Scene
 from zturbo.engine.engine import Engine
 from zturbo.params import ACCELERATIONS
@@ -85,15 +81,8 @@ def measure(
         for name, picture in pictures.items():
             measured.pairs[name].add(pictures["none"], picture)
             if judge is not None:
-                verdict = judge.verdicts(_shown(picture))[0]
-                measured.seen[name].append(evaluate.compare(verdict, Verdict.of(scene)))
+                measured.seen[name].append(compare(seen_in(judge, picture), Verdict.of(scene)))
     return measured
-
-
-def _shown(picture: Pixels) -> torch.Tensor:
-    """A picture as the judge looks at it: (1, 3, 256, 256) in [-1, 1]."""
-    image = torch.from_numpy(picture.copy()).permute(2, 0, 1)[None].float() / 127.5 - 1
-    return F.interpolate(image, (JUDGE_SIZE, JUDGE_SIZE), mode="area")
 
 
 def rows_of(engine: Engine, measured: Measured) -> list[Row]:
@@ -104,27 +93,9 @@ def rows_of(engine: Engine, measured: Measured) -> list[Row]:
         row: Row = {"level": name, "drawn as": level.drawn, "passes": ", ".join(level.passes) or "none"}
         row |= measured.pairs[level.drawn].row()
         if seen := measured.seen[level.drawn]:
-            rates: Mapping[str, float] = evaluate.rates(seen)
-            row.update({f"judge: {title} %": rate for title, rate in rates.items() if title != "pictures"})
+            row.update({f"judge: {title} %": rate for title, rate in rates(seen).items() if title != "pictures"})
         rows.append(row)
     return rows
-
-
-def open_judge(path: Path, profile: Profile) -> Judge:
-    """The judge of a checkpoint.
-
-    Raises:
-        SystemExit: there is none at this path, or it judges another world than the profile's.
-    """
-    state = restored(path)
-    if state is None:
-        raise SystemExit(f"{path} is no file; `python -m nano.evaluate` trains a judge and keeps it as judge.pt")
-    judge = Judge(profile.world)
-    try:
-        judge.load_state_dict(state["average"])
-    except RuntimeError as error:
-        raise SystemExit(f"{path} judges another world than the profile {profile.name}'s: {error}") from None
-    return judge.eval()
 
 
 def save_worst(measured: Measured, path: Path) -> str:
@@ -149,7 +120,7 @@ def main() -> None:
     parser.add_argument("--profile", choices=sorted(PROFILES), default="cpu", help="whose world prompts are about")
     arguments = parser.parse_args()
     profile, size = PROFILES[arguments.profile], arguments.size
-    judge = open_judge(arguments.judge, profile) if arguments.judge else None
+    judge = open_judge(profile, arguments.judge) if arguments.judge else None
     engine = load(arguments.model, arguments.dtype)
     work = list(unseen(profile, arguments.pictures, plain_prompt))
     measured = measure(engine, work, size, judge, arguments.steps)

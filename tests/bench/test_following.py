@@ -12,7 +12,7 @@ import torch
 
 from bench import following, report
 from nano.config import CPU
-from nano.evaluate import Judge
+from nano.evaluate import Judge, open_judge
 
 
 def test_compares_pairs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -40,4 +40,4 @@ def test_the_difference_is_of_pairs() -> None:
 
 def test_a_missing_judge_says_how_to_make_one(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"nano\.evaluate"):
-        following.open_judge(CPU, tmp_path / "judge.pt")
+        open_judge(CPU, tmp_path / "judge.pt")
