@@ -13,11 +13,28 @@ from torch import Tensor, nn
 
 from zturbo.acceleration import native, native_decoder
 from zturbo.acceleration.cuda import TRIAL_SLOTS, judged_once
-from zturbo.acceleration.native import BlockStruct, Kind, Packed, Unavailable, interleave, pack, pad_heads
+from zturbo.acceleration.native import (
+    BlockStruct,
+    ForwardStruct,
+    Kind,
+    Packed,
+    Unavailable,
+    interleave,
+    pack,
+    pad_heads,
+)
 from zturbo.acceleration.quantize import QuantizedLinear
 from zturbo.engine.pipeline import Pipeline
 from zturbo.engine.sampling import guessed_steps
-from zturbo.models.transformer import QK_NORM_EPS, Block, ZImageTransformer
+from zturbo.models.attention import round_up
+from zturbo.models.transformer import (
+    FINAL_NORM_EPS,
+    QK_NORM_EPS,
+    Block,
+    FinalLayer,
+    Modulation,
+    ZImageTransformer,
+)
 
 TRIAL_LIMITS: dict[Kind, float] = {"fp32": 1e-4, "bf16": 2e-2, "int16": 5e-3, "int8": 4e-2}
 """Relative error of one block, or of one picture, with products of a kind against the eager one."""
@@ -51,33 +68,85 @@ class NativeBlock(Block):
 
     native: BlockWeights
 
+    def struct(self, rope: Tensor, modulation: Tensor) -> BlockStruct:
+        """What the kernels are handed of it for one picture; `x`, `out`, `slots` and `rows` are left to be set."""
+        weights, heads, scale = self.native, self.attention.heads, self.feed_forward.hidden_scale
+        dim = modulation.shape[-1]
+        return BlockStruct(
+            None, rope.data_ptr(), modulation.data_ptr(), weights.norm_q.data_ptr(), weights.norm_k.data_ptr(), None,
+            *weights.structs(), self.eps, QK_NORM_EPS, self.eps * scale**2, scale,
+            0, 0, dim, heads, dim // heads, torch.get_num_threads(),
+        )  # fmt: skip
+
     def forward(self, x: Tensor, rope: Tensor, modulation: Tensor, rows: int | None = None) -> Tensor:
         """(B,S,dim) -> (B,rows,dim); `modulation` is (1 or B, 4, dim), `rows` defaults to all."""
         batch, slots, dim = x.shape
         rows = slots if rows is None else rows
         x_in, modulation, rope = x.float().contiguous(), modulation.float().contiguous(), rope.contiguous()
         out = torch.empty(batch, rows, dim)
-        kernels, weights, heads = native.library(), self.native, self.attention.heads
-        scale = self.feed_forward.hidden_scale
         for picture in range(batch):
-            work = BlockStruct(
-                x_in[picture].data_ptr(),
-                (rope if rope.ndim == 3 else rope[picture]).data_ptr(),
-                modulation[picture if modulation.shape[0] > 1 else 0].data_ptr(),
-                weights.norm_q.data_ptr(), weights.norm_k.data_ptr(), out[picture].data_ptr(), *weights.structs(),
-                self.eps, QK_NORM_EPS, self.eps * scale**2, scale,
-                slots, rows, dim, heads, dim // heads, torch.get_num_threads(),
-            )  # fmt: skip
-            if kernels.zt_block(ctypes.byref(work)):
+            work = self.struct(_of(rope, picture, 3), _of(modulation, picture, 2))
+            work.x, work.out, work.slots, work.rows = x_in[picture].data_ptr(), out[picture].data_ptr(), slots, rows
+            if native.library().zt_block(ctypes.byref(work)):
                 raise MemoryError(f"no memory for a block of {slots} slots")
         return out.to(x.dtype)
 
 
+class Ends(nn.Module):
+    """The first and the last product of the network in the kernels' layout, always in fp32."""
+
+    bias: Tensor
+    last_bias: Tensor
+    pad: Tensor
+
+    def __init__(self, transformer: ZImageTransformer) -> None:
+        super().__init__()
+        first = cast(nn.Linear, transformer.all_x_embedder[transformer.key])
+        last = cast(FinalLayer, transformer.all_final_layer[transformer.key]).linear
+        self.first, self.last = pack(first.weight, "fp32"), pack(last.weight, "fp32")
+        for name, values in (("bias", first.bias), ("last_bias", last.bias), ("pad", transformer.x_pad_token)):
+            self.register_buffer(name, values.float().clone(), persistent=False)
+
+
+class NativeTransformer(ZImageTransformer):
+    """A transformer whose evaluation is one call of C for each picture."""
+
+    native: Ends
+
+    def predict(self, patches: Tensor, caption: Tensor, modulation: Modulation, rope: Tensor) -> Tensor:
+        """As in `ZImageTransformer`."""
+        (batch, tokens, patch), (_, captions, dim) = patches.shape, caption.shape
+        x, caption, rope = patches.float().contiguous(), caption.float().contiguous(), rope.contiguous()
+        vectors, scale = modulation.blocks.float().contiguous(), modulation.final.float().contiguous()
+        blocks, ends = cast(list[NativeBlock], [*self.noise_refiner, *self.layers]), self.native
+        out = torch.empty(batch, tokens, patch)
+        for picture in range(batch):
+            turned = _of(rope, picture, 3)
+            structs = [block.struct(turned, _of(one, picture, 2)) for block, one in zip(blocks, vectors, strict=True)]
+            work = ForwardStruct(
+                x[picture].data_ptr(), ends.pad.data_ptr(), _of(caption, picture, 2).data_ptr(),
+                _of(scale, picture, 1).data_ptr(), ends.bias.data_ptr(), ends.last_bias.data_ptr(),
+                out[picture].data_ptr(), (BlockStruct * len(structs))(*structs), ends.first.struct(),
+                ends.last.struct(), FINAL_NORM_EPS, tokens, patch, round_up(tokens), captions, dim,
+                len(self.noise_refiner), len(self.layers), torch.get_num_threads(),
+            )  # fmt: skip
+            if native.library().zt_forward(ctypes.byref(work)):
+                raise MemoryError(f"no memory for {round_up(tokens) + captions} slots")
+        return out.to(patches.dtype)
+
+
+def _of(values: Tensor, picture: int, axes: int) -> Tensor:
+    """What belongs to a picture: values of so many axes are for all, one axis more is for each or of one for all."""
+    return values if values.ndim == axes else values[picture if values.shape[0] > 1 else 0]
+
+
 def nativize(transformer: ZImageTransformer, kind: Kind) -> None:
-    """Give every block of a loaded transformer the native forward with products of a kind; parameters stay."""
+    """Give a loaded transformer and its blocks the native forward with products of a kind; parameters stay."""
     for module in list(transformer.modules()):
         if isinstance(module, Block):
             _nativize(module, kind)
+    transformer.native = Ends(transformer)
+    transformer.__class__ = NativeTransformer
 
 
 def _nativize(block: Block, kind: Kind) -> None:
@@ -169,7 +238,7 @@ def _judge(found: Tensor, expected: Tensor, kind: Kind, dtype: torch.dtype) -> s
 
 def native_bytes(pipeline: Pipeline) -> int:
     """Memory of the packed weights of all blocks, beside the ones of the working dtype."""
-    return _block_values(pipeline) * native.STORAGE[exact_kind(pipeline.dtype)].itemsize
+    return _block_values(pipeline) * native.STORAGE[exact_kind(pipeline.dtype)].itemsize + _end_bytes(pipeline)
 
 
 def decoder_bytes(pipeline: Pipeline) -> int:
@@ -180,7 +249,13 @@ def decoder_bytes(pipeline: Pipeline) -> int:
 def integer_bytes(pipeline: Pipeline) -> int:
     """The same of both in integers."""
     values = _block_values(pipeline) + native_decoder.values(pipeline.vae.decoder)
-    return values * native.STORAGE[integer_kind()].itemsize
+    return values * native.STORAGE[integer_kind()].itemsize + _end_bytes(pipeline)
+
+
+def _end_bytes(pipeline: Pipeline) -> int:
+    """Of the first and the last product."""
+    config = pipeline.transformer.config
+    return 2 * 4 * config.dim * native.round_up(config.patch_dim)
 
 
 def _block_values(pipeline: Pipeline) -> int:

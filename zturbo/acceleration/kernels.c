@@ -21,6 +21,7 @@
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 
 #define PANEL 16 /* columns of a panel */
 
@@ -38,6 +39,8 @@
 
 typedef float vf __attribute__((vector_size(4 * W), aligned(4)));
 typedef int32_t vi __attribute__((vector_size(4 * W), aligned(4)));
+typedef int16_t shorts __attribute__((vector_size(2 * W), aligned(2), may_alias));
+typedef uint8_t bytes __attribute__((vector_size(W), aligned(1), may_alias));
 typedef float v8 __attribute__((vector_size(32), aligned(4)));
 typedef int64_t ll;
 
@@ -60,7 +63,7 @@ static ll round_up(ll a, ll b) { return (a + b - 1) / b * b; }
  * what. A caller who finds the pool in use works alone; a worker that wakes late is not waited for. ---- */
 
 #define MOST_WORKERS 63
-#define SPINS 4000
+#define SPINS 16000 /* some 0.3 ms: longer than what lies between two calls of one picture */
 
 typedef void (*Task)(void *context, int index, int slot);
 
@@ -143,6 +146,42 @@ static void forget_workers(void) {
     atomic_store(&pool.round, 0), atomic_store(&pool.inside, 0), atomic_store(&pool.sleepers, 0);
 }
 __attribute__((constructor)) static void on_load(void) { pthread_atfork(NULL, NULL, forget_workers); }
+
+/* ---- Working memory: a few pieces are kept from call to call, because the first touch of fresh pages costs as much
+ * time as the arithmetic on them. A piece's first 64 bytes hold its size. ---- */
+
+#define PIECES_KEPT 4
+#define MOST_KEPT (32 << 20)
+
+static _Atomic(char *) kept[PIECES_KEPT];
+
+/* Memory of so many bytes, aligned to 64, not zeroed; NULL where there is none. */
+static char *borrow(ll bytes) {
+    for (int i = 0; i < PIECES_KEPT; i++) {
+        char *piece = atomic_exchange(&kept[i], NULL);
+        if (piece && *(ll *)piece >= bytes) return piece + 64;
+        free(piece);
+    }
+    char *piece = aligned_alloc(64, round_up(bytes, 64) + 64);
+    if (!piece) return NULL;
+    *(ll *)piece = bytes;
+    return piece + 64;
+}
+
+static void hand_back(char *memory) {
+    char *piece = memory - 64;
+    for (int i = 0; i < PIECES_KEPT && *(ll *)piece <= MOST_KEPT; i++) {
+        char *empty = NULL;
+        if (atomic_compare_exchange_strong(&kept[i], &empty, piece)) return;
+    }
+    free(piece);
+}
+
+/* Ask for large pages, which are touched for the first time at a fraction of the cost; nothing else depends on it. */
+void zt_large_pages(char *memory, ll bytes) {
+    const uintptr_t begin = ((uintptr_t)memory + 4095) & ~4095ULL, end = ((uintptr_t)memory + bytes) & ~4095ULL;
+    if (end > begin) madvise((void *)begin, end - begin, MADV_HUGEPAGE);
+}
 
 /* ---- Vectors ---- */
 
@@ -355,16 +394,17 @@ static const void *operands(int kind, const float *rows, ll row, int count, int 
         }
         float largest = max_of(most), factor = largest > 1e-30f ? limit / largest : 0.0f;
         scales[r] = largest / limit;
-        for (int i = 0; i < k; i++) {
-            int value = (int)((x[i] * factor + 12582912.0f) - 12582912.0f);
-            if (kind == I16) ((int16_t *)room)[r * (ll)k + i] = (int16_t)value;
-            else ((uint8_t *)room)[r * (ll)k + i] = (uint8_t)(value + 128);
+        for (int i = 0; i < k; i += W) { /* the low bits of 1.5 * 2^23 + v are round(v) */
+            vi bits = (vi)(LOAD(x + i) * factor + 12582912.0f);
+            if (kind == I16) *(shorts *)((int16_t *)room + r * (ll)k + i) = __builtin_convertvector(bits, shorts);
+            else *(bytes *)((uint8_t *)room + r * (ll)k + i) = __builtin_convertvector(bits + 128, bytes);
         }
     }
     return room;
 }
 
-/* out[rows][16 * count] = a[rows][k] times the weights; `after`, where given, is called for each finished panel. */
+/* out[rows][16 * count] = a[rows][k] times the weights; `after`, where given, is called for each finished panel. Where
+ * rows of `out` are one panel wide, each panel takes the place of the one before. */
 typedef void (*After)(void *context, int panel);
 static void product(const Weights *w, const void *a, ll row, const float *row_scale, int rows, float *out, ll out_row,
                     After after, void *context) {
@@ -372,13 +412,14 @@ static void product(const Weights *w, const void *a, ll row, const float *row_sc
     for (int first = 0; first < w->k; first += KC) {
         const int k = min_int(KC, w->k - first), last = first + k == w->k;
         for (int panel = 0; panel < w->count; panel++) {
+            float *to = out + (out_row == PANEL ? 0 : panel * PANEL);
             Tile t = {.row = row, .segments = 1, .k = k, .before_row = out_row, .out_row = out_row};
             t.panel = (const char *)w->panels + ((ll)panel * w->k + first) * PANEL * size;
             if (w->scales) t.column_scale = w->scales + panel * PANEL;
             for (int r = 0; r < rows; r += MR) {
                 t.a = (const char *)a + (r * row + first) * size;
                 t.row_scale = row_scale + r;
-                t.out = out + r * out_row + panel * PANEL;
+                t.out = to + r * out_row;
                 t.before = first ? t.out : NULL;
                 run_tile(w->kind, min_int(MR, rows - r), &t);
             }
@@ -386,7 +427,7 @@ static void product(const Weights *w, const void *a, ll row, const float *row_sc
                 const int32_t *sums = w->sums + ((ll)(first / KC) * w->count + panel) * PANEL;
                 for (int r = 0; r < rows; r++)
                     for (int c = 0; c < PANEL; c++)
-                        out[r * out_row + panel * PANEL + c] -= 128.0f * (float)sums[c] * (row_scale[r] * t.column_scale[c]);
+                        to[r * out_row + c] -= 128.0f * (float)sums[c] * (row_scale[r] * t.column_scale[c]);
             }
             if (after && last) after(context, panel);
         }
@@ -539,18 +580,21 @@ typedef struct {
 static void silu_panel(void *context, int panel) {
     const Silu *s = context;
     for (int r = 0; r < s->rows; r++) {
-        const float *x = s->gates + r * s->gates_row + panel * PANEL;
+        const float *x = s->gates + r * s->gates_row + (s->gates_row == PANEL ? 0 : panel * PANEL);
         v8 gate = *(const v8 *)x, value = *(const v8 *)(x + 8);
         *(v8 *)(s->hidden + r * s->hidden_row + panel * 8) = gate / (1.0f + exp_of_8(-gate)) * (value * s->scale);
     }
 }
+
+/* Gates are needed one panel at a time where a panel is finished in one pass. */
+static int gates_width(const Block *b) { return b->w13.k <= KC ? PANEL : b->w13.count * PANEL; }
 
 /* All that follows attention, for some rows: out-projection, norm, gate, residual; feed-forward likewise. */
 static void finish_rows(void *context, int index, int slot) {
     const Plan *p = context;
     const Block *b = p->b;
     const int first = index * p->rows_at_once, rows = min_int(p->rows_at_once, b->rows - first), dim = b->dim;
-    const int gates_row = b->w13.count * PANEL, hidden_row = b->w2.k;
+    const int gates_row = gates_width(b), hidden_row = b->w2.k;
     const float *gate_1 = b->modulation + dim, *scale_2 = gate_1 + dim, *gate_2 = scale_2 + dim;
     char *room = p->scratch + slot * p->scratch_size;
     float *sums = cut(&room, 4LL * p->rows_at_once * dim), *normed = cut(&room, 4LL * p->rows_at_once * dim);
@@ -585,10 +629,10 @@ int zt_block(const Block *b) {
     p.rows_at_once = b->dim <= 512 ? 24 : b->dim <= 1024 ? 48 : 144;
     p.queries = p.slots <= 2048 ? 24 : 12;
     const ll rows = p.rows_at_once, each = (ll)b->heads * p.slots * p.wide, most = max_int(b->dim, b->w2.k);
-    ll floats = max_int(b->dim + 3 * b->heads * p.wide, 2 * b->dim + b->w13.count * PANEL + b->w2.k) + most + 1;
+    ll floats = max_int(b->dim + 3 * b->heads * p.wide, 2 * b->dim + gates_width(b) + b->w2.k) + most + 1;
     p.scratch_size = round_up(max_int(4 * rows * floats, 4LL * p.queries * p.slots), 64) + 1024;
     const ll threads = b->threads < 1 ? 1 : min_int(b->threads, MOST_WORKERS + 1);
-    char *memory = aligned_alloc(64, round_up(4 * (4 * each) + threads * p.scratch_size, 64));
+    char *memory = borrow(4 * (4 * each) + threads * p.scratch_size);
     if (!memory) return 1;
     p.q = (float *)memory, p.k = p.q + each, p.v = p.k + each, p.mixed = p.v + each;
     p.scratch = (char *)(p.mixed + each);
@@ -597,8 +641,96 @@ int zt_block(const Block *b) {
     share((int)threads, tasks, project_rows, &p);
     share((int)threads, b->heads * ((b->rows + p.queries - 1) / p.queries), attend_rows, &p);
     share((int)threads, (b->rows + p.rows_at_once - 1) / p.rows_at_once, finish_rows, &p);
-    free(memory);
+    hand_back(memory);
     return 0;
+}
+
+/* ---- One evaluation of the network: what lies before, between and after its blocks is here as well, so that no other
+ * library's threads wake up in between and stand in the way of the pool's. ---- */
+
+typedef struct {
+    const float *patches;           /* (tokens, patch) */
+    const float *pad;               /* (dim): fills the picture's slots up */
+    const float *caption;           /* (captions, dim) */
+    const float *scale;             /* (dim): of the last norm */
+    const float *bias, *last_bias;  /* of the first product (dim) and of the last (patch) */
+    float *out;                     /* (tokens, patch) */
+    Block *blocks;                  /* `refiners` of them see the picture only; x and out are set here */
+    Weights first, last;            /* fp32 */
+    float eps;
+    int32_t tokens, patch, slots, captions, dim, refiners, layers, threads;
+} Forward;
+
+typedef struct {
+    const Forward *f;
+    float *x;
+    char *scratch;
+    ll scratch_size;
+} ForwardPlan;
+
+#define EMBEDDED 24 /* rows of a task */
+
+/* out[rows][columns] = a[rows][k] times fp32 weights, plus bias; `wide` has room for rows of whole panels. */
+static void biased(const Weights *w, const float *a, int rows, const float *bias, float *wide, float *out, int columns) {
+    const int row = w->count * PANEL;
+    product(w, a, w->k, NULL, rows, wide, row, NULL, NULL);
+    for (int r = 0; r < rows; r++)
+        for (int i = 0; i < columns; i++) out[(ll)r * columns + i] = wide[(ll)r * row + i] + bias[i];
+}
+
+static void embed_rows(void *context, int index, int slot) {
+    const ForwardPlan *p = context;
+    const Forward *f = p->f;
+    const int first = index * EMBEDDED, rows = min_int(EMBEDDED, f->tokens - first), k = f->first.k;
+    char *room = p->scratch + slot * p->scratch_size;
+    float *a = cut(&room, 4LL * EMBEDDED * k);
+    memset(a, 0, 4LL * rows * k);
+    for (int r = 0; r < rows; r++) memcpy(a + (ll)r * k, f->patches + (ll)(first + r) * f->patch, 4 * f->patch);
+    biased(&f->first, a, rows, f->bias, (float *)room, p->x + (ll)first * f->dim, f->dim);
+}
+
+/* Layer norm without weights, times the scale, and the last product. */
+static void unembed_rows(void *context, int index, int slot) {
+    const ForwardPlan *p = context;
+    const Forward *f = p->f;
+    const int first = index * EMBEDDED, rows = min_int(EMBEDDED, f->tokens - first), dim = f->dim;
+    char *room = p->scratch + slot * p->scratch_size;
+    float *a = cut(&room, 4LL * EMBEDDED * dim);
+    for (int r = 0; r < rows; r++) {
+        const float *x = p->x + (ll)(first + r) * dim;
+        vf sum = {}, squares = {};
+        for (int i = 0; i < dim; i += W) sum += LOAD(x + i);
+        const float mean = sum_of(sum) / (float)dim;
+        for (int i = 0; i < dim; i += W) squares += (LOAD(x + i) - mean) * (LOAD(x + i) - mean);
+        const float factor = 1.0f / sqrtf(sum_of(squares) / (float)dim + f->eps);
+        for (int i = 0; i < dim; i += W) STORE(a + (ll)r * dim + i, (LOAD(x + i) - mean) * factor * LOAD(f->scale + i));
+    }
+    biased(&f->last, a, rows, f->last_bias, (float *)room, f->out + (ll)first * f->patch, f->patch);
+}
+
+/* All of it; 0, or 1 where there is no memory. */
+int zt_forward(const Forward *f) {
+    const int threads = f->threads < 1 ? 1 : min_int(f->threads, MOST_WORKERS + 1), all = f->slots + f->captions;
+    const int widest = max_int(max_int(f->dim, f->first.k), f->last.count * PANEL);
+    ForwardPlan p = {.f = f, .scratch_size = round_up(8LL * EMBEDDED * widest, 64) + 64};
+    const ll size = round_up(4LL * all * f->dim, 64);
+    char *memory = borrow(size + threads * p.scratch_size);
+    if (!memory) return 1;
+    p.x = (float *)memory, p.scratch = memory + size;
+    const int tasks = (f->tokens + EMBEDDED - 1) / EMBEDDED;
+    share(threads, tasks, embed_rows, &p);
+    for (int s = f->tokens; s < f->slots; s++) memcpy(p.x + (ll)s * f->dim, f->pad, 4LL * f->dim);
+    memcpy(p.x + (ll)f->slots * f->dim, f->caption, 4LL * f->captions * f->dim);
+    int failed = 0;
+    for (int i = 0; i < f->refiners + f->layers && !failed; i++) {
+        Block *b = f->blocks + i;
+        b->x = b->out = p.x, b->slots = b->rows = i < f->refiners ? f->slots : all;
+        if (i == f->refiners + f->layers - 1) b->rows = f->tokens; /* nobody reads the other rows */
+        failed = zt_block(b);
+    }
+    if (!failed) share(threads, tasks, unembed_rows, &p);
+    hand_back(memory);
+    return failed;
 }
 
 /* ---- The decoder: 3x3 convolutions over pixels that lie as (height, width, channels), channels in sixteens ---- */
@@ -606,7 +738,7 @@ int zt_block(const Block *b) {
 typedef struct {
     const float *x;               /* (height, width, in) */
     const float *factor, *offset; /* (in): silu(x * factor + offset) is what is convolved; NULL: x itself */
-    const float *before;          /* (height, width, out) to be added, or NULL */
+    const float *before;          /* (height, width, out) to be added, or NULL; may be `out` */
     const float *source;          /* (height, width, source_channels) to be added after a 1x1 convolution, or NULL */
     const float *bias, *source_bias;
     float *out;  /* (height, width, out); doubled: twice the height and width */
@@ -630,7 +762,7 @@ typedef struct {
 static void plan_pieces(const Conv *c, ConvPlan *p) {
     p->columns = min_int(c->width, c->in <= 32 ? 128 : c->in <= 64 ? 64 : 32);
     p->across = (c->width + p->columns - 1) / p->columns;
-    p->down = (c->height + 7) / 8;
+    p->down = (c->height + (c->in <= 16 ? 15 : 7)) / (c->in <= 16 ? 16 : 8);
     p->rows = (c->height + p->down - 1) / p->down;
     p->down = (c->height + p->rows - 1) / p->rows;
 }
@@ -719,17 +851,18 @@ static void convolve_piece(void *context, int index, int slot) {
                                 128.0f * (float)c->totals[column + i] * (scale * w->scales[column + i]);
             if (!c->sums) continue;
             float *sums = c->sums + (ll)index * 2 * out + panel * PANEL;
-            for (int v = 0; v < PANEL; v += W) {
-                vf sum = place ? LOAD(sums + v) : (vf){}, squares = place ? LOAD(sums + out + v) : (vf){};
-                for (int y = 0; y < rows; y++) {
-                    vf of_row = {}, squares_of_row = {};
-                    for (int x = 0; x < columns; x++) {
-                        vf value = LOAD(result + y * down + x * out_row + v);
-                        of_row += value, squares_of_row += value * value;
+            if (!place) memset(sums, 0, 4 * PANEL), memset(sums + out, 0, 4 * PANEL);
+            for (int y = 0; y < rows; y++) {
+                vf of_row[NV] = {}, squares[NV] = {};
+                for (int x = 0; x < columns; x++)
+                    for (int v = 0; v < NV; v++) {
+                        vf value = LOAD(result + y * down + x * out_row + v * W);
+                        of_row[v] += value, squares[v] += value * value;
                     }
-                    sum += of_row, squares += squares_of_row;
+                for (int v = 0; v < NV; v++) {
+                    STORE(sums + v * W, LOAD(sums + v * W) + of_row[v]);
+                    STORE(sums + out + v * W, LOAD(sums + out + v * W) + squares[v]);
                 }
-                STORE(sums + v, sum), STORE(sums + out + v, squares);
             }
         }
     }
@@ -749,10 +882,10 @@ int zt_conv(const Conv *c) {
     p.scratch_size = 8LL * (p.rows + 2) * (p.columns + 2) * c->in + 4 * MR * PANEL + 1024;
     p.scratch_size = round_up(p.scratch_size, 64);
     const int threads = c->threads < 1 ? 1 : min_int(c->threads, MOST_WORKERS + 1);
-    p.scratch = aligned_alloc(64, threads * p.scratch_size);
+    p.scratch = borrow(threads * p.scratch_size);
     if (!p.scratch) return 1;
     share(threads, p.down * p.across, convolve_piece, &p);
-    free(p.scratch);
+    hand_back(p.scratch);
     return 0;
 }
 

@@ -164,6 +164,19 @@ class BlockStruct(ctypes.Structure):
     )  # fmt: skip
 
 
+class ForwardStruct(ctypes.Structure):
+    """`Forward` of kernels.c."""
+
+    _fields_ = (
+        ("patches", ctypes.c_void_p), ("pad", ctypes.c_void_p), ("caption", ctypes.c_void_p),
+        ("scale", ctypes.c_void_p), ("bias", ctypes.c_void_p), ("last_bias", ctypes.c_void_p),
+        ("out", ctypes.c_void_p), ("blocks", ctypes.POINTER(BlockStruct)), ("first", WeightsStruct),
+        ("last", WeightsStruct), ("eps", ctypes.c_float), ("tokens", ctypes.c_int32), ("patch", ctypes.c_int32),
+        ("slots", ctypes.c_int32), ("captions", ctypes.c_int32), ("dim", ctypes.c_int32),
+        ("refiners", ctypes.c_int32), ("layers", ctypes.c_int32), ("threads", ctypes.c_int32),
+    )  # fmt: skip
+
+
 def round_up(size: int, multiple: int = PANEL) -> int:
     """The next multiple."""
     return -(-size // multiple) * multiple

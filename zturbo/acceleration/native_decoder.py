@@ -77,7 +77,7 @@ class Convolution(nn.Module):
         Args:
             x: (H, W, C).
             norm: its weights; the statistics are x's.
-            before: (H, W, N) to be added.
+            before: (H, W, N) to be added; the result may take its place.
             source: (H, W, M) to be added after a 1x1 convolution, and that.
             room: memory for the result; left out, it is new.
         """
@@ -146,11 +146,14 @@ class NativeDecoder(Decoder):
     def forward(self, latents: Tensor) -> Tensor:
         """(B,C,h,w) -> (B,3,h*f,w*f) in the latents' dtype; memory as (B, h*f, w*f, 3)."""
         pictures = [self._picture(one.float().permute(1, 2, 0).contiguous()) for one in latents]
-        return torch.stack(pictures).permute(0, 3, 1, 2).to(latents.dtype)
+        images = torch.stack(pictures) if len(pictures) > 1 else pictures[0].unsqueeze(0)
+        return images.permute(0, 3, 1, 2).to(latents.dtype)
 
     def _picture(self, latents: Tensor) -> Tensor:
         """(h, w, C) -> (h*f, w*f, 3). Three pieces of memory go round, because fresh memory costs time."""
-        rooms = list(torch.empty(3, self._largest(latents)))
+        memory = torch.empty(3, self._largest(latents))
+        native.library().zt_large_pages(ctypes.c_void_p(memory.data_ptr()), ctypes.c_int64(memory.nbytes))
+        rooms = list(memory)
         x = self._convolution("conv_in").run(Pixels(latents, None), room=rooms[0])
         x = self._resnet("mid_block.resnets.0", x, rooms)
         for attention in cast(list[Attention], self.mid_block.attentions):
@@ -182,7 +185,7 @@ class NativeDecoder(Decoder):
         hidden = self._convolution(f"{name}.conv1").run(x, resnet.norm1, room=first)
         last = self._convolution(f"{name}.conv2")
         if resnet.conv_shortcut is None:
-            return last.run(hidden, resnet.norm2, before=x.values, room=second)
+            return last.run(hidden, resnet.norm2, before=x.values, room=x.values.view(-1))
         shortcut = cast(Shortcut, self.native[f"{name}.conv_shortcut".replace(".", ":")])
         return last.run(hidden, resnet.norm2, source=(x.values, shortcut), room=second)
 
