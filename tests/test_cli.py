@@ -192,7 +192,7 @@ def test_nano_says_what_it_is(
 
 
 def test_ctrl_c_stops_within_a_step_and_leaves_nothing(model: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "zturbo", "generate", PROMPT, "--model", str(model), "--size", "square_hd"]
+    command = [sys.executable, "-m", "zturbo", "generate", PROMPT, "--model", str(model), "--size", "2048x2048"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
         assert process.stdout is not None

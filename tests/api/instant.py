@@ -56,5 +56,5 @@ class Instant:
 
     def pixels(self, params: GenerationParams, seed: int) -> Any:
         width, height = min(params.width, self.max_side), min(params.height, self.max_side)
-        row = (np.arange(width) + seed) % 256
+        row = (np.arange(width) + seed % 256) % 256
         return np.broadcast_to(row[None, :, None], (height, width, 3)).astype(np.uint8)

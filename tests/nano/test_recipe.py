@@ -143,8 +143,10 @@ def test_goes_on_from_shipped_weights(run: Folders, tmp_path: Path) -> None:
     (tmp_path / "next").mkdir()
     adopted = Folders(tmp_path / "next")
     adopt(TINY, adopted, tmp_path / "model")
-    before, after = (load_painter(TINY, one)("a red car", 256, 256, seed=1, steps=2) for one in (run, adopted))
-    assert np.array_equal(before, after)
+    before, after = (torch.load(one.transformer, weights_only=True)["average"] for one in (run, adopted))
+    for name, weight in before.items():  # shipped weights are rounded to bf16
+        assert torch.equal(weight.bfloat16().float(), after[name]), name
+    assert load_painter(TINY, adopted)("a red car", 256, 256, seed=1, steps=2).shape == (256, 256, 3)
     assert transformer.Trainer(TINY, adopted, minutes=1).run.step == 0
     alone = replace(TINY, workers=0)  # a worker forked beside threads that have computed may wait for them for ever
     language.train(alone, adopted, minutes=1)
