@@ -15,6 +15,7 @@ from tests.parity.test_transformer import ours, relative_error
 from zturbo.acceleration import cuda, fused, levels
 from zturbo.acceleration.fused import FusedBlock
 from zturbo.acceleration.quantize import TRANSFORMER_LAYERS, QuantizedLinear, Scheme, quantize_loaded
+from zturbo.acceleration.verdicts import judged_once
 from zturbo.engine.engine import Engine, LoadOptions
 from zturbo.engine.pipeline import Pipeline
 from zturbo.models.transformer import Block
@@ -76,7 +77,7 @@ def test_products_that_gain_too_little_stay(
 
 def test_a_verdict_is_given_once(pipeline: Pipeline) -> None:
     answers = iter(("too slow", None))
-    judge = cuda.judged_once(lambda _pipeline: next(answers))
+    judge = judged_once(lambda _pipeline: next(answers))
     assert [judge(pipeline), judge(pipeline)] == ["too slow", "too slow"]
 
 

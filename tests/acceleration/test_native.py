@@ -108,14 +108,14 @@ def test_a_decoder_computes_what_the_eager_one_does(kind: Kind, name: str, heigh
 def test_a_picture_does_not_depend_on_the_threads(kind: Kind) -> None:
     model = decoder("nano")
     nativize_decoder(model, kind)
-    latents = torch.randn(1, 16, 9, 11)
+    latents, before = torch.randn(1, 16, 9, 11), torch.get_num_threads()
     try:
         results = []
         for threads in (1, 2, 5):
             torch.set_num_threads(threads)
             results.append(model(latents))
     finally:
-        torch.set_num_threads(1)
+        torch.set_num_threads(before)
     assert all(torch.equal(results[0], other) for other in results[1:])
 
 
@@ -145,16 +145,18 @@ def test_the_bytes_do_not_depend_on_the_threads(kind: Kind) -> None:
     model = transformer(LARGE)
     cpu.nativize(model, kind)
     arguments = torch.randn(1, 4, 36, 22), torch.randn(1, 64, 528), model.modulation(torch.tensor([0.3]))
-    rope = model.rope(18, 11, 64, torch.device("cpu"))
-    results = []
+    rope, before = model.rope(18, 11, 64, torch.device("cpu")), torch.get_num_threads()
+    results, wholes = [], []
     try:
         for threads in (1, 2, 3, 7):
             torch.set_num_threads(threads)
             x = model.layers[0](torch.ones(1, 7 * 32 + 64, 528).cumsum(1).sin(), rope, arguments[2].blocks[0])
             results.append(x)
+            wholes.append(model(*arguments))
     finally:
-        torch.set_num_threads(1)
+        torch.set_num_threads(before)
     assert all(torch.equal(results[0], other) for other in results[1:])
+    assert all(torch.equal(wholes[0], other) for other in wholes[1:])
 
 
 def test_values_that_are_not_numbers_are_not_hidden() -> None:
@@ -164,6 +166,17 @@ def test_values_that_are_not_numbers_are_not_hidden() -> None:
     latents[0, 0, 0, 0] = torch.nan
     found = model(latents, torch.randn(1, 32, 96), model.modulation(torch.tensor([0.3])))
     assert bool(found.isnan().all())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_no_kind_of_product_hides_a_value_that_is_not_finite(kind: Kind, value: float) -> None:
+    model = transformer(SMALL)
+    cpu.nativize(model, kind)
+    x, modulation, rope = torch.randn(1, 9, 96), torch.randn(1, 4, 96), torch.rand(9, 16, 2)
+    assert model.layers[0](x, rope, modulation).isfinite().all()
+    modulation[0, 2, 5] = value  # what the feed-forward reads; the residual beside it stays finite
+    assert not model.layers[0](x, rope, modulation).isfinite().any()
 
 
 def test_levels_say_which_kernels_draw(tiny_folder: Path) -> None:

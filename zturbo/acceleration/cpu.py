@@ -1,7 +1,7 @@
 """What the passes for a CPU do, and when they are used: blocks and decoder in C (`kernels.c`, `native*.py`).
 
 `levels` lists them. Each `..._unfit` says in words why a pipeline does without, or None: the kernels are not there, the
-model has widths that they do not take, or their trial on the model's own first block fails.
+model has widths that they do not take, or their trial on the model's own first block and ends fails.
 """
 
 import copy
@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from zturbo.acceleration import native, native_decoder
-from zturbo.acceleration.cuda import TRIAL_SLOTS, judged_once
 from zturbo.acceleration.native import (
     BlockStruct,
     ForwardStruct,
@@ -24,6 +23,7 @@ from zturbo.acceleration.native import (
     pad_heads,
 )
 from zturbo.acceleration.quantize import QuantizedLinear
+from zturbo.acceleration.verdicts import judged_once
 from zturbo.engine.pipeline import Pipeline
 from zturbo.engine.sampling import guessed_steps
 from zturbo.models.attention import round_up
@@ -37,8 +37,11 @@ from zturbo.models.transformer import (
 )
 
 TRIAL_LIMITS: dict[Kind, float] = {"fp32": 1e-4, "bf16": 2e-2, "int16": 5e-3, "int8": 4e-2}
-"""Relative error of one block, or of one picture, with products of a kind against the eager one."""
+"""Relative error of a network of one block, or of one picture, with products of a kind against the eager one."""
+TRIAL_SLOTS = (3, 7, 32)
+"""Rows and columns of tokens, which are filled up to 32, and caption slots of the transformer's trial."""
 TRIAL_LATENTS = (6, 7)
+"""Rows and columns of the decoder's trial."""
 
 
 class BlockWeights(nn.Module):
@@ -79,7 +82,11 @@ class NativeBlock(Block):
         )  # fmt: skip
 
     def forward(self, x: Tensor, rope: Tensor, modulation: Tensor, rows: int | None = None) -> Tensor:
-        """(B,S,dim) -> (B,rows,dim); `modulation` is (1 or B, 4, dim), `rows` defaults to all."""
+        """(B,S,dim) -> (B,rows,dim); `modulation` is (1 or B, 4, dim), `rows` defaults to all.
+
+        Raises:
+            MemoryError: there is none for the slots.
+        """
         batch, slots, dim = x.shape
         rows = slots if rows is None else rows
         x_in, modulation, rope = x.float().contiguous(), modulation.float().contiguous(), rope.contiguous()
@@ -114,7 +121,11 @@ class NativeTransformer(ZImageTransformer):
     native: Ends
 
     def predict(self, patches: Tensor, caption: Tensor, modulation: Modulation, rope: Tensor) -> Tensor:
-        """As in `ZImageTransformer`."""
+        """(B,N,patch_dim), (B,Lp,dim) -> (B,N,patch_dim), as in `ZImageTransformer`.
+
+        Raises:
+            MemoryError: there is none for the slots.
+        """
         (batch, tokens, patch), (_, captions, dim) = patches.shape, caption.shape
         x, caption, rope = patches.float().contiguous(), caption.float().contiguous(), rope.contiguous()
         vectors, scale = modulation.blocks.float().contiguous(), modulation.final.float().contiguous()
@@ -176,7 +187,7 @@ def native_unfit(pipeline: Pipeline) -> str | None:
         native.library()
     except Unavailable as reason:
         return str(reason)
-    return block_trial(pipeline, exact_kind(pipeline.dtype))
+    return transformer_trial(pipeline, exact_kind(pipeline.dtype))
 
 
 @judged_once
@@ -197,24 +208,34 @@ def integers_unfit(pipeline: Pipeline) -> str | None:
 
 def integers_trial(pipeline: Pipeline) -> str | None:
     """Why integers cannot be trusted here, or None."""
-    return block_trial(pipeline, integer_kind()) or decoder_trial(pipeline, integer_kind())
+    return transformer_trial(pipeline, integer_kind()) or decoder_trial(pipeline, integer_kind())
 
 
 @torch.inference_mode()
-def block_trial(pipeline: Pipeline, kind: Kind) -> str | None:
-    """Why the kernels cannot be trusted here, or None: the model's first modulated block, native beside eager."""
-    transformer = pipeline.transformer
-    block = transformer.layers[0]
-    assert isinstance(block, Block)
-    rope = transformer.rope(*TRIAL_SLOTS, pipeline.device)
+def transformer_trial(pipeline: Pipeline, kind: Kind) -> str | None:
+    """Why the kernels cannot be trusted here, or None: the model with its first block only, native beside eager."""
+    config = pipeline.transformer.config
+    rows, columns, captions = TRIAL_SLOTS
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn(1, rope.shape[0], transformer.config.dim, generator=generator)
-    modulation = transformer.modulation(torch.tensor([0.5])).blocks[-1]
-    expected = block(x.to(pipeline.dtype), rope, modulation).float()
-    trial = copy.copy(block)  # the same weights
-    trial._modules = dict(block._modules)
-    _nativize(trial, kind)
-    return _judge(trial(x, rope, modulation), expected, kind, pipeline.dtype)
+    patches = torch.randn(1, rows * columns, config.patch_dim, generator=generator).to(pipeline.dtype)
+    caption = torch.randn(1, captions, config.dim, generator=generator).to(pipeline.dtype)
+    rope = pipeline.transformer.rope(rows, columns, captions, pipeline.device)
+    whole = pipeline.transformer.modulation(torch.tensor([0.5]))
+    modulation = Modulation(whole.blocks[-1:], whole.final)
+    eager, trial = shortened(pipeline.transformer), shortened(pipeline.transformer)
+    nativize(trial, kind)
+    found, expected = (one.predict(patches, caption, modulation, rope) for one in (trial, eager))
+    return _judge(found, expected, kind, pipeline.dtype)
+
+
+def shortened(transformer: ZImageTransformer) -> ZImageTransformer:
+    """A transformer with the first of its layers only and no refiners, on the same weights."""
+    block = copy.copy(transformer.layers[0])
+    block._modules = dict(block._modules)
+    short = copy.copy(transformer)
+    short._modules = dict(transformer._modules)
+    short.layers, short.noise_refiner, short.context_refiner = nn.ModuleList([block]), nn.ModuleList(), nn.ModuleList()
+    return short
 
 
 @torch.inference_mode()

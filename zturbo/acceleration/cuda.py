@@ -8,13 +8,13 @@ import copy
 import importlib.util
 import statistics
 from collections.abc import Callable
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
 from zturbo.acceleration import graphs
 from zturbo.acceleration.quantize import TRANSFORMER_LAYERS, QuantizedLinear, Scheme, quantize_loaded
+from zturbo.acceleration.verdicts import judged_once
 from zturbo.engine.pipeline import Pipeline
 from zturbo.models.transformer import Block
 
@@ -29,21 +29,6 @@ LEAST_GAIN = 1.15
 
 Clock = Callable[[Callable[[], Tensor]], float]
 """Work on the device -> its seconds."""
-
-Verdict = Callable[[Pipeline], str | None]
-
-
-def judged_once(judge: Verdict) -> Verdict:
-    """A verdict is given once per pipeline: a measurement made twice could contradict itself."""
-    given: WeakKeyDictionary[Pipeline, str | None] = WeakKeyDictionary()
-
-    def verdict(pipeline: Pipeline) -> str | None:
-        if pipeline not in given:
-            given[pipeline] = judge(pipeline)
-        return given[pipeline]
-
-    verdict.__doc__ = judge.__doc__
-    return verdict
 
 
 @judged_once

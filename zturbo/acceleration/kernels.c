@@ -387,13 +387,14 @@ static const void *operands(int kind, const float *rows, ll row, int count, int 
             continue;
         }
         const float limit = kind == I16 ? 2047.0f : 127.0f;
-        vf most = {};
+        vf most = {}, none = {};
         for (int i = 0; i < k; i += W) {
             vf v = LOAD(x + i);
             most = larger(most, (vf)((vi)v & 0x7fffffff));
+            none += v - v; /* 0, or NaN where a value is not finite: no maximum and no integer would tell */
         }
         float largest = max_of(most), factor = largest > 1e-30f ? limit / largest : 0.0f;
-        scales[r] = largest / limit;
+        scales[r] = largest / limit + sum_of(none);
         for (int i = 0; i < k; i += W) { /* the low bits of 1.5 * 2^23 + v are round(v) */
             vi bits = (vi)(LOAD(x + i) * factor + 12582912.0f);
             if (kind == I16) *(shorts *)((int16_t *)room + r * (ll)k + i) = __builtin_convertvector(bits, shorts);

@@ -62,7 +62,15 @@ def guessed_steps(steps: int) -> frozenset[int]:
 
 
 def extrapolate(earlier: tuple[Tensor, Tensor], later: tuple[Tensor, Tensor], sigma: Tensor) -> Tensor:
-    """The velocity at a noise level, on the straight line through two (noise level, velocity) before it."""
+    """The velocity at a noise level, on the straight line through two before it (TaylorSeer, Liu et al. 2025, order 1).
+
+    Args:
+        earlier, later: noise level (scalar) and velocity (B,C,h,w) of two different forwards.
+        sigma: the level that is asked for, scalar.
+
+    Returns:
+        (B,C,h,w) in the velocities' dtype.
+    """
     (sigma_0, velocity_0), (sigma_1, velocity_1) = earlier, later
     slope = (sigma - sigma_1) / (sigma_1 - sigma_0)
     return velocity_1 + (velocity_1 - velocity_0) * slope.to(velocity_1.dtype)
