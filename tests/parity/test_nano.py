@@ -32,9 +32,7 @@ def test_diffusers_draws_the_same(theirs: ZImagePipeline, ours: Pipeline, width:
 
 
 @pytest.mark.parametrize(("width", "height", "steps"), [(512, 512, 8), (704, 256, 4), (256, 320, 1)])
-def test_diffusers_draws_what_none_draws(
-    theirs: ZImagePipeline, width: int, height: int, steps: int
-) -> None:
+def test_diffusers_draws_what_none_draws(theirs: ZImagePipeline, width: int, height: int, steps: int) -> None:
     """With whatever passes this machine gives the level: on a CPU with a compiler, blocks and decoder in C."""
     none = Engine.load("nano", LoadOptions(device="cpu", dtype="float32", build=True)).levels["none"].pipeline
     assert difference(theirs, none, PROMPT, width, height, steps, 7) <= 1
