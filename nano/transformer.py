@@ -13,7 +13,8 @@ drawing knows anyway or the sampler fixes:
 """
 
 import argparse
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -44,7 +45,7 @@ from zturbo.engine.tokenizer import chat_prompt
 from zturbo.models.attention import round_up
 from zturbo.models.configs import TransformerConfig
 from zturbo.models.text_encoder import Qwen3
-from zturbo.models.transformer import ZImageTransformer, patchify
+from zturbo.models.transformer import Block, ZImageTransformer, patchify
 
 SHIFT = 3.0
 LAYOUT_WEIGHT = 0.2
@@ -122,6 +123,25 @@ class Trainee(nn.Module):
         return velocity, self.layout(F.rms_norm(seen[0][:, : patches.shape[1]], (seen[0].shape[-1],)))
 
 
+def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Attention as two products and a softmax, which a compiler fuses: PyTorch's own is half as fast in training on a CPU.
+
+    (B,heads,Sq,D), (B,heads,S,D), (B,heads,S,D) -> (B,heads,Sq,D).
+    """
+    queries, keys, values = (part.flatten(0, 1) for part in (query, key, value))
+    scores = torch.bmm(queries * query.shape[-1] ** -0.5, keys.mT)
+    return torch.bmm(scores.float().softmax(-1).to(values.dtype), values).unflatten(0, query.shape[:2])
+
+
+def compiled(model: ZImageTransformer) -> None:
+    """Have the blocks compiled at their first use: all share the code, for any number of tokens and pictures."""
+    forward = torch.compile(Block.forward, dynamic=True)
+    for block in cast(Iterable[Block], (*model.noise_refiner, *model.context_refiner, *model.layers)):
+        if device().type == "cpu":
+            block.attention.attend = attend
+        block.forward = forward.__get__(block)  # type: ignore[method-assign]
+
+
 def chosen(tokens: Tensor, kept: Tensor) -> Tensor:
     """Rows `kept` (B,K) of (B,N,C) -> (B,K,C)."""
     return tokens.gather(1, kept.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))
@@ -188,7 +208,7 @@ def losses(
 class Trainer:
     """All the state of a transformer training, and how it is saved and restored."""
 
-    def __init__(self, profile: Profile, folders: Folders, minutes: float) -> None:
+    def __init__(self, profile: Profile, folders: Folders, minutes: float, compile_blocks: bool = False) -> None:
         self.profile, self.folders = profile, folders
         self.language, self.tokenizer = load_language(folders, profile)
         self.language.to(working_dtype())
@@ -207,6 +227,8 @@ class Trainer:
             self.generator.manual_seed(1000 * (profile.seed + state["averaged"]) + parallel.rank())
             self.stage, step, spent = state["stage"], state["step"], state["spent_s"]
         self.shadow = Shadow(self.trainee)
+        if compile_blocks:
+            compiled(self.shadow.model.model)
         self.minutes = minutes
         self.run = self._run(step, spent)
         self.progress = parallel.agreed(self.run.progress)
@@ -270,10 +292,10 @@ class Trainer:
         )
 
 
-def train(profile: Profile, folders: Folders, minutes: float, last_stage: int) -> None:
+def train(profile: Profile, folders: Folders, minutes: float, last_stage: int, compile_blocks: bool) -> None:
     """Train, or go on training, through the profile's stages; `minutes` bounds each stage."""
     parallel.start()
-    trainer, first = Trainer(profile, folders, minutes), parallel.rank() == 0
+    trainer, first = Trainer(profile, folders, minutes, compile_blocks), parallel.rank() == 0
     sheet_at = profile.sheet_every_s
     while trainer.stage <= last_stage:
         stage = profile.stages[trainer.stage]
@@ -300,9 +322,10 @@ def train(profile: Profile, folders: Folders, minutes: float, last_stage: int) -
 def main() -> None:
     parser: argparse.ArgumentParser = arguments("train the transformer")
     parser.add_argument("--last-stage", type=int, default=99, help="stop after this stage, counted from 0")
+    parser.add_argument("--compile", action="store_true", help="compile the blocks; takes a minute and a C++ compiler")
     parsed = parser.parse_args()
     profile, folders = opened(parsed)
-    train(profile, folders, parsed.minutes, parsed.last_stage)
+    train(profile, folders, parsed.minutes, parsed.last_stage, parsed.compile)
 
 
 if __name__ == "__main__":

@@ -182,7 +182,10 @@ def test_no_kind_of_product_hides_a_value_that_is_not_finite(kind: Kind, value: 
 def test_levels_say_which_kernels_draw(tiny_folder: Path) -> None:
     engine = Engine.load(str(tiny_folder), LoadOptions(device="cpu", dtype="float32"))
     assert str(engine.levels["none"]).startswith("native blocks, native decoder (+")
-    assert str(engine.levels["regular"]).startswith("native blocks, native decoder, integer products (+")
+    if cpu.integer_kind() == "int8":  # random weights are no match for eight bits; the trial says so
+        assert "no integer products: their result is off by" in str(engine.levels["regular"])
+    else:
+        assert str(engine.levels["regular"]).startswith("native blocks, native decoder, integer products (+")
 
 
 def test_a_model_that_does_not_fit_twice_is_told(tiny_folder: Path) -> None:
