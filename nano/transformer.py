@@ -55,6 +55,7 @@ THING_WEIGHT = 3.0  # of tokens under a thing, beside 1 for the backdrop
 VISITED = 8  # steps whose noise levels are trained most
 COARSE = 0.7  # noise levels from here on decide the composition
 ANYWHERE = 0.25  # share of noise levels beside the visited ones, for other numbers of steps
+VARIANTS = 32  # of a block's code: with a picture's own positions or all one's, last block or not, caption or picture
 GATE = 0.25  # where the residual gates start: blocks take part from the first step
 
 
@@ -135,6 +136,9 @@ def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 
 def compiled(model: ZImageTransformer) -> None:
     """Have the blocks compiled at their first use: all share the code, for any number of tokens and pictures."""
+    import torch._dynamo.config as compiler  # takes a second, which others need not wait
+
+    compiler.recompile_limit = VARIANTS
     forward = torch.compile(Block.forward, dynamic=True)
     for block in cast(Iterable[Block], (*model.noise_refiner, *model.context_refiner, *model.layers)):
         if device().type == "cpu":

@@ -22,6 +22,8 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 #define PANEL 16 /* columns of a panel */
 
@@ -404,11 +406,136 @@ static const void *operands(int kind, const float *rows, ll row, int count, int 
     return room;
 }
 
+typedef void (*After)(void *context, int panel);
+
+/* ---- Products in matrix tiles (Intel AMX), where the processor has them: the same operands and panels, 16 rows of 64
+ * bytes times 16 columns at a time. ---- */
+
+#if defined(__AMX_TILE__) && defined(__AMX_BF16__) && defined(__AMX_INT8__)
+#define AMX
+#define TILE_ROWS 16
+#define TILE_BYTES 64 /* of a row of operands; 1024 bytes of a panel stand against it */
+enum { SUMS = 3 };    /* tiles of sums at once: as many as hide a product's latency */
+
+static int tiles_allowed;
+#define IN_TILES(kind) (tiles_allowed && ((kind) == BF16 || (kind) == I8))
+__attribute__((constructor)) static void ask_for_tiles(void) { /* Linux saves their registers only for who asks */
+    const int request = 0x1023, tile_data = 18;             /* ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA */
+    tiles_allowed = syscall(SYS_arch_prctl, request, tile_data) == 0;
+}
+
+typedef struct {
+    uint8_t palette, start, zeros[14];
+    uint16_t bytes[16];
+    uint8_t rows[16];
+} Shapes;
+
+/* Tiles 0 to 2 sums, 3 rows, 4 panel; 5 and 6 rows and panel where less than 64 bytes of a row are left. */
+static void shape_tiles(int height, int tail) {
+    Shapes s = {.palette = 1, .bytes = {64, 64, 64, 64, 64, (uint16_t)tail, 64},
+                .rows = {height, height, height, height, 16, height, tail / 4}};
+    if (!tail) s.bytes[5] = s.bytes[6] = s.rows[5] = s.rows[6] = 0;
+    _tile_loadconfig(&s);
+}
+
+#define MULTIPLY(SUM, A, B) \
+    if (bf16) _tile_dpbf16ps(SUM, A, B); \
+    else _tile_dpbusd(SUM, A, B)
+
+/* N times 16 rows of `row` bytes, from `a`, times one panel; bytes of k: 64 * whole + tail. */
+INLINE void multiply_tiles(const int N, const int bf16, const char *const *a, ll row, const char *b, int whole,
+                           int tail, void *sums) {
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    for (int k = 0; k < whole; k++, b += TILE_ROWS * TILE_BYTES) {
+        _tile_loadd(4, b, TILE_BYTES);
+        _tile_loadd(3, a[0] + k * TILE_BYTES, row);
+        MULTIPLY(0, 3, 4);
+        if (N > 1) {
+            _tile_loadd(3, a[1] + k * TILE_BYTES, row);
+            MULTIPLY(1, 3, 4);
+        }
+        if (N > 2) {
+            _tile_loadd(3, a[2] + k * TILE_BYTES, row);
+            MULTIPLY(2, 3, 4);
+        }
+    }
+    if (tail) {
+        _tile_loadd(6, b, TILE_BYTES);
+        _tile_loadd(5, a[0] + whole * TILE_BYTES, row);
+        MULTIPLY(0, 5, 6);
+        if (N > 1) {
+            _tile_loadd(5, a[1] + whole * TILE_BYTES, row);
+            MULTIPLY(1, 5, 6);
+        }
+        if (N > 2) {
+            _tile_loadd(5, a[2] + whole * TILE_BYTES, row);
+            MULTIPLY(2, 5, 6);
+        }
+    }
+    _tile_stored(0, sums, TILE_BYTES);
+    if (N > 1) _tile_stored(1, (char *)sums + 1024, TILE_BYTES);
+    if (N > 2) _tile_stored(2, (char *)sums + 2048, TILE_BYTES);
+}
+
+/* As `product`. The last rows are done together with some before them that are done already: every row's result is its
+ * own, whatever its company. */
+static void product_in_tiles(const Weights *w, const void *a, ll row, const float *row_scale, int rows, float *out,
+                             ll out_row, After after, void *context) {
+    const int size = SIZES[w->kind], bf16 = w->kind == BF16, height = min_int(TILE_ROWS, rows);
+    const int whole = w->k * size / TILE_BYTES, tail = w->k * size % TILE_BYTES;
+    shape_tiles(height, tail);
+    for (int panel = 0; panel < w->count; panel++) {
+        float *to = out + (out_row == PANEL ? 0 : panel * PANEL);
+        const char *b = (const char *)w->panels + (ll)panel * w->k * PANEL * size;
+        vi shift = {};
+        vf scale = {};
+        if (!bf16) { /* rows were stored + 128 */
+            for (int first = 0; first < w->k; first += KC)
+                shift += *(const vi *)(w->sums + ((ll)(first / KC) * w->count + panel) * PANEL) * 128;
+            scale = LOAD(w->scales + panel * PANEL);
+        }
+        for (int r = 0; r < rows; r += SUMS * TILE_ROWS) {
+            int32_t sums[SUMS * TILE_ROWS * PANEL] __attribute__((aligned(64)));
+            int starts[SUMS];
+            const char *at[SUMS];
+            const int n = min_int(SUMS, (rows - r + TILE_ROWS - 1) / TILE_ROWS);
+            for (int i = 0; i < n; i++) {
+                starts[i] = min_int(r + i * TILE_ROWS, rows - height);
+                at[i] = (const char *)a + starts[i] * row * size;
+            }
+            if (bf16 && n == 3) multiply_tiles(3, 1, at, row * size, b, whole, tail, sums);
+            else if (bf16 && n == 2) multiply_tiles(2, 1, at, row * size, b, whole, tail, sums);
+            else if (bf16) multiply_tiles(1, 1, at, row * size, b, whole, tail, sums);
+            else if (n == 3) multiply_tiles(3, 0, at, row * size, b, whole, tail, sums);
+            else if (n == 2) multiply_tiles(2, 0, at, row * size, b, whole, tail, sums);
+            else multiply_tiles(1, 0, at, row * size, b, whole, tail, sums);
+            for (int i = 0; i < n; i++)
+                for (int j = 0; j < height; j++) {
+                    const int one = starts[i] + j;
+                    const vi sum = *(const vi *)(sums + (i * TILE_ROWS + j) * PANEL);
+                    STORE(to + one * out_row, bf16 ? (vf)sum : __builtin_convertvector(sum - shift, vf) * (row_scale[one] * scale));
+                }
+        }
+        if (after) after(context, panel);
+    }
+    _tile_release();
+}
+#else
+#define IN_TILES(kind) 0
+#endif
+
 /* out[rows][16 * count] = a[rows][k] times the weights; `after`, where given, is called for each finished panel. Where
  * rows of `out` are one panel wide, each panel takes the place of the one before. */
-typedef void (*After)(void *context, int panel);
 static void product(const Weights *w, const void *a, ll row, const float *row_scale, int rows, float *out, ll out_row,
                     After after, void *context) {
+#ifdef AMX
+    if (IN_TILES(w->kind)) {
+        product_in_tiles(w, a, row, row_scale, rows, out, out_row, after, context);
+        return;
+    }
+#endif
     const int size = SIZES[w->kind];
     for (int first = 0; first < w->k; first += KC) {
         const int k = min_int(KC, w->k - first), last = first + k == w->k;
@@ -627,7 +754,7 @@ static void finish_rows(void *context, int index, int slot) {
 /* One block; 0, or 1 where there is no memory. `out` may be `x`. Sizes: dim a multiple of 16, head even. */
 int zt_block(const Block *b) {
     Plan p = {.b = b, .wide = (int)round_up(b->head, PANEL), .slots = (int)round_up(b->slots, PANEL)};
-    p.rows_at_once = b->dim <= 512 ? 24 : b->dim <= 1024 ? 48 : 144;
+    p.rows_at_once = b->dim <= 512 && !IN_TILES(b->qkv.kind) ? 24 : b->dim <= 1024 ? 48 : 144;
     p.queries = p.slots <= 2048 ? 24 : 12;
     const ll rows = p.rows_at_once, each = (ll)b->heads * p.slots * p.wide, most = max_int(b->dim, b->w2.k);
     ll floats = max_int(b->dim + 3 * b->heads * p.wide, 2 * b->dim + gates_width(b) + b->w2.k) + most + 1;
