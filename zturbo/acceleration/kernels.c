@@ -435,6 +435,7 @@ static void shape_tiles(int height, int tail) {
     Shapes s = {.palette = 1, .bytes = {64, 64, 64, 64, 64, (uint16_t)tail, 64},
                 .rows = {height, height, height, height, 16, height, tail / 4}};
     if (!tail) s.bytes[5] = s.bytes[6] = s.rows[5] = s.rows[6] = 0;
+    __asm__ volatile("" ::"r"(&s) : "memory"); /* the intrinsic does not say that it reads all of it */
     _tile_loadconfig(&s);
 }
 
@@ -442,82 +443,92 @@ static void shape_tiles(int height, int tail) {
     if (bf16) _tile_dpbf16ps(SUM, A, B); \
     else _tile_dpbusd(SUM, A, B)
 
-/* N times 16 rows of `row` bytes, from `a`, times one panel; bytes of k: 64 * whole + tail. */
-INLINE void multiply_tiles(const int N, const int bf16, const char *const *a, ll row, const char *b, int whole,
-                           int tail, void *sums) {
+/* N times 16 rows, from `a`, times one panel; bytes of k in each of a tile's segments: 64 * whole + tail. */
+INLINE void multiply_tiles(const int N, const int bf16, const char *const *a, const Tile *t, int size, int whole, int tail,
+                           void *sums) {
+    const ll row = t->row * size;
+    const char *b = t->panel;
+    __asm__ volatile("" ::: "memory"); /* nor do loads of tiles say what they read */
     _tile_zero(0);
     _tile_zero(1);
     _tile_zero(2);
-    for (int k = 0; k < whole; k++, b += TILE_ROWS * TILE_BYTES) {
-        _tile_loadd(4, b, TILE_BYTES);
-        _tile_loadd(3, a[0] + k * TILE_BYTES, row);
-        MULTIPLY(0, 3, 4);
-        if (N > 1) {
-            _tile_loadd(3, a[1] + k * TILE_BYTES, row);
-            MULTIPLY(1, 3, 4);
+    for (int s = 0; s < t->segments; s++) {
+        ll at = s * t->stride * size;
+        for (int k = 0; k < whole; k++, at += TILE_BYTES, b += TILE_BYTES * PANEL) {
+            _tile_loadd(4, b, TILE_BYTES);
+            _tile_loadd(3, a[0] + at, row);
+            MULTIPLY(0, 3, 4);
+            if (N > 1) {
+                _tile_loadd(3, a[1] + at, row);
+                MULTIPLY(1, 3, 4);
+            }
+            if (N > 2) {
+                _tile_loadd(3, a[2] + at, row);
+                MULTIPLY(2, 3, 4);
+            }
         }
-        if (N > 2) {
-            _tile_loadd(3, a[2] + k * TILE_BYTES, row);
-            MULTIPLY(2, 3, 4);
-        }
-    }
-    if (tail) {
+        if (!tail) continue;
         _tile_loadd(6, b, TILE_BYTES);
-        _tile_loadd(5, a[0] + whole * TILE_BYTES, row);
+        _tile_loadd(5, a[0] + at, row);
         MULTIPLY(0, 5, 6);
         if (N > 1) {
-            _tile_loadd(5, a[1] + whole * TILE_BYTES, row);
+            _tile_loadd(5, a[1] + at, row);
             MULTIPLY(1, 5, 6);
         }
         if (N > 2) {
-            _tile_loadd(5, a[2] + whole * TILE_BYTES, row);
+            _tile_loadd(5, a[2] + at, row);
             MULTIPLY(2, 5, 6);
         }
+        b += tail * PANEL;
     }
     _tile_stored(0, sums, TILE_BYTES);
     if (N > 1) _tile_stored(1, (char *)sums + 1024, TILE_BYTES);
     if (N > 2) _tile_stored(2, (char *)sums + 2048, TILE_BYTES);
 }
 
-/* As `product`. The last rows are done together with some before them that are done already: every row's result is its
- * own, whatever its company. */
+/* A `Tile` of any number of rows after `shape_tiles`; `shift` is taken off integer sums. The last rows are multiplied
+ * together with some before them, which are done already: every row's result is its own, whatever its company. */
+static void rows_in_tiles(int kind, int rows, const Tile *t, vi shift) {
+    const int size = SIZES[kind], bf16 = kind == BF16, height = min_int(TILE_ROWS, rows);
+    const int whole = t->k * size / TILE_BYTES, tail = t->k * size % TILE_BYTES;
+    for (int r = 0; r < rows; r += SUMS * TILE_ROWS) {
+        int32_t sums[SUMS * TILE_ROWS * PANEL] __attribute__((aligned(64)));
+        int starts[SUMS];
+        const char *at[SUMS];
+        const int n = min_int(SUMS, (rows - r + TILE_ROWS - 1) / TILE_ROWS);
+        for (int i = 0; i < n; i++) {
+            starts[i] = min_int(r + i * TILE_ROWS, rows - height);
+            at[i] = (const char *)t->a + starts[i] * t->row * size;
+        }
+        if (bf16 && n == 3) multiply_tiles(3, 1, at, t, size, whole, tail, sums);
+        else if (bf16 && n == 2) multiply_tiles(2, 1, at, t, size, whole, tail, sums);
+        else if (bf16) multiply_tiles(1, 1, at, t, size, whole, tail, sums);
+        else if (n == 3) multiply_tiles(3, 0, at, t, size, whole, tail, sums);
+        else if (n == 2) multiply_tiles(2, 0, at, t, size, whole, tail, sums);
+        else multiply_tiles(1, 0, at, t, size, whole, tail, sums);
+        for (int i = 0; i < n; i++)
+            for (int one = r + i * TILE_ROWS; one < starts[i] + height; one++) {
+                const vi sum = *(const vi *)(sums + (i * TILE_ROWS + one - starts[i]) * PANEL);
+                put(t, one, 0, bf16 ? (vf)sum
+                                    : __builtin_convertvector(sum - shift, vf) * (t->row_scale[one] * LOAD(t->column_scale)));
+            }
+    }
+}
+
+/* As `product`, for bf16 and 8 bits. */
 static void product_in_tiles(const Weights *w, const void *a, ll row, const float *row_scale, int rows, float *out,
                              ll out_row, After after, void *context) {
-    const int size = SIZES[w->kind], bf16 = w->kind == BF16, height = min_int(TILE_ROWS, rows);
-    const int whole = w->k * size / TILE_BYTES, tail = w->k * size % TILE_BYTES;
-    shape_tiles(height, tail);
+    const int size = SIZES[w->kind];
+    shape_tiles(min_int(TILE_ROWS, rows), w->k * size % TILE_BYTES);
     for (int panel = 0; panel < w->count; panel++) {
-        float *to = out + (out_row == PANEL ? 0 : panel * PANEL);
-        const char *b = (const char *)w->panels + (ll)panel * w->k * PANEL * size;
+        Tile t = {.a = a, .row = row, .segments = 1, .k = w->k, .row_scale = row_scale, .out_row = out_row};
         vi shift = {};
-        vf scale = {};
-        if (!bf16) { /* rows were stored + 128 */
-            for (int first = 0; first < w->k; first += KC)
-                shift += *(const vi *)(w->sums + ((ll)(first / KC) * w->count + panel) * PANEL) * 128;
-            scale = LOAD(w->scales + panel * PANEL);
-        }
-        for (int r = 0; r < rows; r += SUMS * TILE_ROWS) {
-            int32_t sums[SUMS * TILE_ROWS * PANEL] __attribute__((aligned(64)));
-            int starts[SUMS];
-            const char *at[SUMS];
-            const int n = min_int(SUMS, (rows - r + TILE_ROWS - 1) / TILE_ROWS);
-            for (int i = 0; i < n; i++) {
-                starts[i] = min_int(r + i * TILE_ROWS, rows - height);
-                at[i] = (const char *)a + starts[i] * row * size;
-            }
-            if (bf16 && n == 3) multiply_tiles(3, 1, at, row * size, b, whole, tail, sums);
-            else if (bf16 && n == 2) multiply_tiles(2, 1, at, row * size, b, whole, tail, sums);
-            else if (bf16) multiply_tiles(1, 1, at, row * size, b, whole, tail, sums);
-            else if (n == 3) multiply_tiles(3, 0, at, row * size, b, whole, tail, sums);
-            else if (n == 2) multiply_tiles(2, 0, at, row * size, b, whole, tail, sums);
-            else multiply_tiles(1, 0, at, row * size, b, whole, tail, sums);
-            for (int i = 0; i < n; i++)
-                for (int j = 0; j < height; j++) {
-                    const int one = starts[i] + j;
-                    const vi sum = *(const vi *)(sums + (i * TILE_ROWS + j) * PANEL);
-                    STORE(to + one * out_row, bf16 ? (vf)sum : __builtin_convertvector(sum - shift, vf) * (row_scale[one] * scale));
-                }
-        }
+        t.panel = (const char *)w->panels + (ll)panel * w->k * PANEL * size;
+        t.out = out + (out_row == PANEL ? 0 : panel * PANEL);
+        if (w->scales) t.column_scale = w->scales + panel * PANEL;
+        for (int first = 0; w->kind == I8 && first < w->k; first += KC) /* rows were stored + 128 */
+            shift += *(const vi *)(w->sums + ((ll)(first / KC) * w->count + panel) * PANEL) * 128;
+        rows_in_tiles(w->kind, rows, &t, shift);
         if (after) after(context, panel);
     }
     _tile_release();
@@ -886,9 +897,11 @@ typedef struct {
     ll scratch_size;
 } ConvPlan;
 
+#define WIDEST 128 /* pixels of a piece's row */
+
 /* Pieces depend on the shape alone: sums over them must not depend on the threads. */
 static void plan_pieces(const Conv *c, ConvPlan *p) {
-    p->columns = min_int(c->width, c->in <= 32 ? 128 : c->in <= 64 ? 64 : 32);
+    p->columns = min_int(c->width, c->in <= 32 ? WIDEST : c->in <= 64 ? 64 : 32);
     p->across = (c->width + p->columns - 1) / p->columns;
     p->down = (c->height + (c->in <= 16 ? 15 : 7)) / (c->in <= 16 ? 16 : 8);
     p->rows = (c->height + p->down - 1) / p->down;
@@ -919,13 +932,14 @@ static void convolve_piece(void *context, int index, int slot) {
     const int top = index / p->across * p->rows, left = index % p->across * p->columns;
     const int rows = min_int(p->rows, c->height - top), columns = min_int(p->columns, c->width - left);
     const int in = c->in, out = c->out_channels, size = SIZES[w->kind], places = c->doubled ? 4 : 1;
+    const int in_tiles = IN_TILES(w->kind) && c->group == 1 && out % PANEL == 0;
     const int narrow = out % PANEL; /* a panel is wider than the result's rows: through a copy */
     const ll stride = (ll)(columns + 2) * in, count = (rows + 2) * stride, wide = (ll)c->width << c->doubled;
     char *room = p->scratch + slot * p->scratch_size;
-    float *pixels = cut(&room, 4 * count), *few = cut(&room, 4 * MR * PANEL), scale = 0.0f, scales[MR];
+    float *pixels = cut(&room, 4 * count), *few = cut(&room, 4 * MR * PANEL), scale = 0.0f, scales[WIDEST];
     fill(c, top, left, rows, columns, pixels);
     const char *a = operands(w->kind, pixels, count, 1, (int)count, room, &scale); /* one scale for the piece */
-    for (int r = 0; r < MR; r++) scales[r] = scale;
+    for (int r = 0; r < WIDEST; r++) scales[r] = scale;
 
     const int segments = c->doubled ? 2 : 3, k = (c->doubled ? 2 : c->group + 2) * in; /* k of a row of pixels */
     const int whole = segments * k <= (w->kind == F32 ? 640 : KC);                      /* in one pass over the panel */
@@ -949,7 +963,21 @@ static void convolve_piece(void *context, int index, int slot) {
             }
             Tile t = {.row = (ll)c->group * in, .stride = stride, .segments = whole ? segments : 1, .row_scale = scales,
                       .out_row = narrow ? PANEL : out_row, .column_scale = w->scales ? w->scales + column : NULL};
-            for (int s = 0; s < segments; s += t.segments)
+#ifdef AMX
+            if (in_tiles) {
+                shape_tiles(min_int(TILE_ROWS, columns), k * size % TILE_BYTES);
+                t.segments = segments, t.k = k, t.bias = c->bias + panel * PANEL, t.before_row = out_row;
+                t.panel = (const char *)w->panels + (ll)column * w->k * size;
+                for (int y = 0; y < rows; y++) {
+                    t.a = a + ((y + py) * stride + px * in) * size;
+                    t.out = result + y * down;
+                    t.before = c->before ? c->before + (t.out - c->out) : c->source ? t.out : NULL;
+                    rows_in_tiles(w->kind, columns, &t, (vi){});
+                }
+                _tile_release();
+            }
+#endif
+            for (int s = 0; s < segments && !in_tiles; s += t.segments)
                 for (int first = 0; first < k; first += t.k) {
                     const int begin = !s && !first, end = s + t.segments == segments;
                     t.k = whole ? k : min_int(KC, k - first);
