@@ -20,6 +20,7 @@ from nano.muon import Muon
 from nano.sheet import load_painter
 from zturbo.engine.sampling import sigmas
 from zturbo.engine.tokenizer import chat_prompt
+from zturbo.models.attention import sdpa
 from zturbo.models.transformer import patchify
 
 
@@ -200,3 +201,9 @@ def test_muon_steps_as_pytorchs_own() -> None:
     # theirs orthogonalises in bf16, to some percent; a step moves an entry by some hundredths
     for one, other in zip(ours, theirs, strict=True):
         torch.testing.assert_close(one, other, atol=2e-3, rtol=0)
+
+
+def test_attention_in_training_is_attention() -> None:
+    query, key, value = torch.randn(3, 2, 3, 40, 16).unbind()
+    found = transformer.attend(query[:, :, :7], key, value)
+    assert torch.allclose(found, sdpa(query[:, :, :7], key, value), atol=1e-5)

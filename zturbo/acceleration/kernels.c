@@ -1,12 +1,13 @@
 /* Transformer blocks and the picture decoder on a CPU, in C: what `native.py` compiles and loads, `cpu.py` calls.
  *
- * Three rules hold everywhere:
+ * What holds everywhere:
  *
  * - A row (a token, a pixel) is computed by the same operations in the same order whatever the number of threads and
  *   however rows are shared out. Sums over k run from first to last; statistics over rows are summed over pieces of
  *   fixed size. So a picture is the same bytes on one thread and on many.
  * - One layout of weights for all processors: panels of 16 columns, k by k; AVX2 computes tiles of 6 rows, AVX-512 of
  *   12. Rows are read where they lie.
+ * - Processors with AMX multiply bf16 and 8 bits in matrix tiles, of the same panels.
  * - Values between products are fp32. A product's operands are fp32, bf16, or integers with a scale per row and per
  *   column ("kinds" below); where a processor lacks an instruction, the same numbers come from others.
  *
