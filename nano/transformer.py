@@ -297,7 +297,10 @@ class Trainer:
 
 
 def train(profile: Profile, folders: Folders, minutes: float, last_stage: int, compile_blocks: bool = False) -> None:
-    """Train, or go on training, through the profile's stages; `minutes` bounds each stage."""
+    """Train, or go on training, through the profile's stages; `minutes` bounds each stage.
+
+    compile_blocks: whether the blocks are `compiled` first.
+    """
     parallel.start()
     trainer, first = Trainer(profile, folders, minutes, compile_blocks), parallel.rank() == 0
     sheet_at = profile.sheet_every_s
@@ -326,7 +329,9 @@ def train(profile: Profile, folders: Folders, minutes: float, last_stage: int, c
 def main() -> None:
     parser: argparse.ArgumentParser = arguments("train the transformer")
     parser.add_argument("--last-stage", type=int, default=99, help="stop after this stage, counted from 0")
-    parser.add_argument("--compile", action="store_true", help="compile the blocks; takes a minute and a C++ compiler")
+    parser.add_argument(
+        "--compile", action="store_true", help="compile the blocks; takes minutes at first and a C++ compiler"
+    )
     parsed = parser.parse_args()
     profile, folders = opened(parsed)
     train(profile, folders, parsed.minutes, parsed.last_stage, parsed.compile)

@@ -440,9 +440,16 @@ static void shape_tiles(int height, int tail) {
     _tile_loadconfig(&s);
 }
 
-#define MULTIPLY(SUM, A, B) \
-    if (bf16) _tile_dpbf16ps(SUM, A, B); \
-    else _tile_dpbusd(SUM, A, B)
+#define MULTIPLY(SUM, ROWS, COLUMNS) \
+    _tile_loadd(ROWS, a[SUM] + at, row); \
+    if (bf16) _tile_dpbf16ps(SUM, ROWS, COLUMNS); \
+    else _tile_dpbusd(SUM, ROWS, COLUMNS)
+/* One stretch of k for all N tiles of rows. */
+#define STRETCH(ROWS, COLUMNS) \
+    _tile_loadd(COLUMNS, b, TILE_BYTES); \
+    MULTIPLY(0, ROWS, COLUMNS); \
+    if (N > 1) { MULTIPLY(1, ROWS, COLUMNS); } \
+    if (N > 2) { MULTIPLY(2, ROWS, COLUMNS); }
 
 /* N times 16 rows, from `a`, times one panel; bytes of k in each of a tile's segments: 64 * whole + tail. */
 INLINE void multiply_tiles(const int N, const int bf16, const char *const *a, const Tile *t, int size, int whole, int tail,
@@ -456,30 +463,10 @@ INLINE void multiply_tiles(const int N, const int bf16, const char *const *a, co
     for (int s = 0; s < t->segments; s++) {
         ll at = s * t->stride * size;
         for (int k = 0; k < whole; k++, at += TILE_BYTES, b += TILE_BYTES * PANEL) {
-            _tile_loadd(4, b, TILE_BYTES);
-            _tile_loadd(3, a[0] + at, row);
-            MULTIPLY(0, 3, 4);
-            if (N > 1) {
-                _tile_loadd(3, a[1] + at, row);
-                MULTIPLY(1, 3, 4);
-            }
-            if (N > 2) {
-                _tile_loadd(3, a[2] + at, row);
-                MULTIPLY(2, 3, 4);
-            }
+            STRETCH(3, 4)
         }
         if (!tail) continue;
-        _tile_loadd(6, b, TILE_BYTES);
-        _tile_loadd(5, a[0] + at, row);
-        MULTIPLY(0, 5, 6);
-        if (N > 1) {
-            _tile_loadd(5, a[1] + at, row);
-            MULTIPLY(1, 5, 6);
-        }
-        if (N > 2) {
-            _tile_loadd(5, a[2] + at, row);
-            MULTIPLY(2, 5, 6);
-        }
+        STRETCH(5, 6)
         b += tail * PANEL;
     }
     _tile_stored(0, sums, TILE_BYTES);
