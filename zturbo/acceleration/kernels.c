@@ -31,10 +31,12 @@
 #ifdef __AVX512F__
 #define W 16          /* floats of a vector */
 #define MR 12         /* rows of a tile */
+#define PANELS 2      /* side by side in a tile, where they are there: a load of a row's values serves both */
 #define VECTOR(x) __m512##x
 #else
 #define W 8
 #define MR 6
+#define PANELS 1
 #define VECTOR(x) __m256##x
 #endif
 #define NV (PANEL / W) /* vectors of a panel's row */
@@ -42,7 +44,9 @@
 
 typedef float vf __attribute__((vector_size(4 * W), aligned(4)));
 typedef int32_t vi __attribute__((vector_size(4 * W), aligned(4)));
+typedef uint32_t vu __attribute__((vector_size(4 * W), aligned(4), may_alias));
 typedef int16_t shorts __attribute__((vector_size(2 * W), aligned(2), may_alias));
+typedef uint16_t halves __attribute__((vector_size(2 * W), aligned(2), may_alias));
 typedef uint8_t bytes __attribute__((vector_size(W), aligned(1), may_alias));
 typedef float v8 __attribute__((vector_size(32), aligned(4)));
 typedef int64_t ll;
@@ -208,6 +212,18 @@ INLINE vf larger(vf a, vf b) {
 #endif
 }
 
+/* The upper halves are the values in bf16, to nearest, ties to even. */
+INLINE vu rounded(vf x) {
+    vu bits = (vu)x;
+    return bits + 0x7fff + ((bits >> 16) & 1);
+}
+
+/* fp32 to bf16, a multiple of W of them; may be done in place. */
+INLINE void to_bf16(const float *x, int count, void *to) {
+    for (int i = 0; i < count; i += W)
+        *(halves *)((char *)to + 2 * i) = __builtin_convertvector(rounded(LOAD(x + i)) >> 16, halves);
+}
+
 /* e^x to 2 units in the last place: 2^n from the exponent's bits, e^r for |r| <= ln 2 / 2 as a polynomial (Cephes). */
 #define EXP(NAME, V, VI, BITS) \
     INLINE V NAME(V x) { \
@@ -232,17 +248,27 @@ EXP(exp_of, vf, vi, _mm512)
 EXP(exp_of, vf, vi, _mm256)
 #endif
 EXP(exp_of_8, v8, vi8, _mm256)
-INLINE vf silu(vf x) { return x / (1.0f + exp_of(-x)); }
+INLINE vf silu(vf x) {
+    vf divisor = 1.0f + exp_of(-x);
+#if W == 16 /* its reciprocal to 14 bits and one step of Newton's; a division takes several times as long */
+    vf over = (vf)_mm512_rcp14_ps((__m512)divisor);
+    return x * (over * (2.0f - divisor * over));
+#else
+    return x / divisor;
+#endif
+}
 
-/* ---- The tile: R rows times one panel. Segments: k runs over `segments` stretches of `k` values that lie `stride`
+/* ---- The tile: R rows times P panels. Segments: k runs over `segments` stretches of `k` values that lie `stride`
  * apart in a row's memory, and one after another in the panel; a 3x3 convolution reads three rows of pixels so.
  * out = sum [* row_scale * column_scale] + before + bias. ---- */
 
 typedef struct {
     const void *a, *panel;
     ll row, stride; /* from row to row, from segment to segment of `a`, in operands */
+    ll apart;       /* bytes from panel to panel */
     int segments, k; /* k in operands: in pairs (I16, BF16: 4 bytes of 2) or fours (I8) it is a multiple of them */
     const float *row_scale, *column_scale; /* integers only */
+    const int32_t *sums;                   /* I8: of a column's weights, as rows were stored + 128; NULL: as if 0 */
     const float *before, *bias;            /* NULL: nothing */
     ll before_row, out_row;
     float *out;
@@ -254,28 +280,15 @@ INLINE void put(const Tile *t, int r, int v, vf sum) {
     STORE(t->out + r * t->out_row + v * W, sum);
 }
 
-INLINE void tile_f32(const int R, const Tile *t) {
-    vf sums[MR][NV] = {};
-    const float *b = t->panel;
-    for (int s = 0; s < t->segments; s++) {
-        const float *a = (const float *)t->a + s * t->stride;
-        for (int k = 0; k < t->k; k++, b += PANEL) {
-            vf columns[NV];
-            for (int v = 0; v < NV; v++) columns[v] = LOAD(b + v * W);
-#pragma GCC unroll 12
-            for (int r = 0; r < R; r++)
-                for (int v = 0; v < NV; v++) sums[r][v] += ALL(a[r * t->row + k]) * columns[v];
-        }
-    }
-#pragma GCC unroll 12
-    for (int r = 0; r < R; r++)
-        for (int v = 0; v < NV; v++) put(t, r, v, sums[r][v]);
-}
+/* As the intrinsics of the same names, for which GCC 12 moves the tile's sums to memory and back. */
+#define ACCUMULATE(NAME, sum, a, b) \
+    __asm__(NAME " %2, %1, %0" : "+v"(sum) : "v"(a), "v"(b)); \
+    return sum
 
 /* Four bytes of a row's operands for all columns, times the panel's four bytes per column, added in 32 bits. */
 INLINE VECTOR(i) dot_i16(VECTOR(i) sum, VECTOR(i) a, VECTOR(i) b) {
 #if defined(__AVX512VNNI__) && W == 16
-    return _mm512_dpwssd_epi32(sum, a, b);
+    ACCUMULATE("vpdpwssd", sum, a, b);
 #elif W == 16
     return _mm512_add_epi32(sum, _mm512_madd_epi16(a, b));
 #else
@@ -286,7 +299,7 @@ INLINE VECTOR(i) dot_i16(VECTOR(i) sum, VECTOR(i) a, VECTOR(i) b) {
 /* Unsigned rows times signed weights. */
 INLINE VECTOR(i) dot_i8(VECTOR(i) sum, VECTOR(i) a, VECTOR(i) b) {
 #if defined(__AVX512VNNI__) && W == 16
-    return _mm512_dpbusd_epi32(sum, a, b);
+    ACCUMULATE("vpdpbusd", sum, a, b);
 #elif W == 16 /* the same sums in 16 bits: even bytes, then odd ones */
     VECTOR(i) low = _mm512_set1_epi16(255);
     sum = _mm512_add_epi32(sum, _mm512_madd_epi16(_mm512_and_si512(a, low), _mm512_srai_epi16(_mm512_slli_epi16(b, 8), 8)));
@@ -312,6 +325,8 @@ INLINE vf dot_bf16(vf sum, VECTOR(i) a, VECTOR(i) b) {
 #endif
 }
 
+INLINE vf dot_f32(vf sum, VECTOR(i) a, VECTOR(i) b) { return sum + (vf)a * (vf)b; }
+
 #if W == 16
 #define LOAD_BYTES(p) _mm512_loadu_si512((const void *)(p))
 #define ALL_BYTES(p) _mm512_set1_epi32(*(const int32_t *)(p))
@@ -324,33 +339,46 @@ INLINE vf dot_bf16(vf sum, VECTOR(i) a, VECTOR(i) b) {
 #define NO_BYTES _mm256_setzero_si256()
 #endif
 
-/* The same tile for operands that are multiplied four bytes at a time: SIZE bytes each. */
-#define BYTES_TILE(NAME, SIZE, DOT, SUM, ZERO, RESULT) \
-    INLINE void NAME(const int R, const Tile *t) { \
-        SUM sums[MR][NV]; \
-        _Pragma("GCC unroll 12") for (int r = 0; r < R; r++) for (int v = 0; v < NV; v++) sums[r][v] = ZERO; \
+/* Row r of a tile, from pointers to every fifth row: what one address of an instruction can say. */
+INLINE const char *row_of(const char *const *fifths, ll row, ll thrice, int r) {
+    return fifths[r / 5] + (r % 5 == 3 ? thrice : r % 5 * row);
+}
+
+/* The tile for operands of SIZE bytes, which are multiplied four bytes at a time. */
+#define TILE(NAME, SIZE, DOT, SUM, ZERO, RESULT) \
+    INLINE void NAME(const int R, const int P, const Tile *t) { \
+        SUM sums[MR][PANELS * NV]; \
+        _Pragma("GCC unroll 12") for (int r = 0; r < R; r++) for (int v = 0; v < P * NV; v++) sums[r][v] = ZERO; \
         const char *b = t->panel; \
-        const ll row = t->row * SIZE; \
+        const ll row = t->row * SIZE, thrice = 3 * row; \
         for (int s = 0; s < t->segments; s++) { \
-            const char *a = (const char *)t->a + s * t->stride * SIZE; \
+            const char *fifths[3]; \
+            for (int i = 0; i < 3; i++) fifths[i] = (const char *)t->a + s * t->stride * SIZE + 5 * i * row; \
             for (int k = 0; k < t->k * SIZE; k += 4, b += 4 * PANEL) { \
-                VECTOR(i) columns[NV]; \
-                for (int v = 0; v < NV; v++) columns[v] = LOAD_BYTES(b + v * 4 * W); \
+                VECTOR(i) columns[PANELS * NV]; \
+                for (int v = 0; v < P * NV; v++) columns[v] = LOAD_BYTES(b + v / NV * t->apart + v % NV * 4 * W); \
+                /* the compiler would keep a pointer for every row, more than there are registers */ \
+                __asm__("" : "+r"(fifths[0]), "+r"(fifths[1]), "+r"(fifths[2])); \
                 _Pragma("GCC unroll 12") for (int r = 0; r < R; r++) { \
-                    VECTOR(i) one = ALL_BYTES(a + r * row + k); \
-                    for (int v = 0; v < NV; v++) sums[r][v] = DOT(sums[r][v], one, columns[v]); \
+                    VECTOR(i) one = ALL_BYTES(row_of(fifths, row, thrice, r)); \
+                    for (int v = 0; v < P * NV; v++) sums[r][v] = DOT(sums[r][v], one, columns[v]); \
                 } \
+                for (int i = 0; i < 3; i++) fifths[i] += 4; \
             } \
         } \
-        _Pragma("GCC unroll 12") for (int r = 0; r < R; r++) for (int v = 0; v < NV; v++) put(t, r, v, RESULT); \
+        _Pragma("GCC unroll 12") for (int r = 0; r < R; r++) for (int v = 0; v < P * NV; v++) put(t, r, v, RESULT); \
     }
 #define SCALED (TO_FLOATS(sums[r][v]) * (t->row_scale[r] * LOAD(t->column_scale + v * W)))
-BYTES_TILE(tile_i16, 2, dot_i16, VECTOR(i), NO_BYTES, SCALED)
-BYTES_TILE(tile_bf16, 2, dot_bf16, vf, (vf){}, sums[r][v])
-BYTES_TILE(tile_i8, 1, dot_i8, VECTOR(i), NO_BYTES, SCALED)
+TILE(tile_f32, 4, dot_f32, vf, (vf){}, sums[r][v])
+#define SHIFT (t->sums ? (VECTOR(i))(*(const vi *)(t->sums + v * W) * -128) : NO_BYTES)
+TILE(tile_i16, 2, dot_i16, VECTOR(i), NO_BYTES, SCALED)
+TILE(tile_bf16, 2, dot_bf16, vf, (vf){}, sums[r][v])
+TILE(tile_i8, 1, dot_i8, VECTOR(i), SHIFT, SCALED)
 
-/* One function for each height, so that sums stay in registers. */
-#define HEIGHT(R, NAME) static void NAME##_##R(const Tile *t) { NAME(R, t); }
+/* One function for each height and width, so that sums stay in registers. */
+#define HEIGHT(R, NAME) \
+    static void NAME##_##R(const Tile *t) { NAME(R, 1, t); } \
+    static void NAME##_wide_##R(const Tile *t) { NAME(R, PANELS, t); }
 #define LOW_HEIGHTS(NAME) HEIGHT(1, NAME) HEIGHT(2, NAME) HEIGHT(3, NAME) HEIGHT(4, NAME) HEIGHT(5, NAME) HEIGHT(6, NAME)
 #if MR == 12
 #define HEIGHTS(NAME) LOW_HEIGHTS(NAME) \
@@ -362,9 +390,11 @@ BYTES_TILE(tile_i8, 1, dot_i8, VECTOR(i), NO_BYTES, SCALED)
 #define TABLE(NAME) {NAME##_1, NAME##_2, NAME##_3, NAME##_4, NAME##_5, NAME##_6}
 #endif
 HEIGHTS(tile_f32) HEIGHTS(tile_i16) HEIGHTS(tile_bf16) HEIGHTS(tile_i8)
-static void (*const TILES[4][MR])(const Tile *) = {TABLE(tile_f32), TABLE(tile_i16), TABLE(tile_bf16), TABLE(tile_i8)};
+static void (*const TILES[2][4][MR])(const Tile *) = {
+    {TABLE(tile_f32), TABLE(tile_i16), TABLE(tile_bf16), TABLE(tile_i8)},
+    {TABLE(tile_f32_wide), TABLE(tile_i16_wide), TABLE(tile_bf16_wide), TABLE(tile_i8_wide)}};
 
-INLINE void run_tile(int kind, int rows, const Tile *t) { TILES[kind][rows - 1](t); }
+INLINE void run_tile(int kind, int panels, int rows, const Tile *t) { TILES[panels > 1][kind][rows - 1](t); }
 
 /* ---- Products: packed weights, made by `native.pack` ---- */
 
@@ -377,37 +407,49 @@ typedef struct {
 
 static const int SIZES[4] = {4, 2, 2, 1};
 
+/* Largest magnitude among vectors; NaN where a value is not finite, which no maximum and no integer would tell. */
+typedef struct {
+    vf most, none;
+} Largest;
+
+INLINE void look_at(Largest *l, vf v) {
+    l->most = larger(l->most, (vf)((vi)v & 0x7fffffff));
+    l->none += v - v;
+}
+
+/* Values as integers, a multiple of W of them, and their scale; I8 are stored + 128. */
+static float to_integers(int kind, const float *x, ll count, const Largest *l, void *to) {
+    const float limit = kind == I16 ? 2047.0f : 127.0f, largest = max_of(l->most);
+    const float factor = largest > 1e-30f ? limit / largest : 0.0f;
+    for (ll i = 0; i < count; i += W) { /* the low bits of 1.5 * 2^23 + v are round(v) */
+        vi bits = (vi)(LOAD(x + i) * factor + 12582912.0f);
+        if (kind == I16) *(shorts *)((int16_t *)to + i) = __builtin_convertvector(bits, shorts);
+        else *(bytes *)((uint8_t *)to + i) = __builtin_convertvector(bits + 128, bytes);
+    }
+    return largest / limit + sum_of(l->none);
+}
+
 /* Rows as a product of this kind reads them; F32 rows are read where they lie. `room` holds rows * k operands. */
 static const void *operands(int kind, const float *rows, ll row, int count, int k, void *room, float *scales) {
     if (kind == F32) return rows;
     for (int r = 0; r < count; r++) {
         const float *x = rows + r * row;
+        char *to = (char *)room + (ll)r * k * SIZES[kind];
         if (kind == BF16) {
-            for (int i = 0; i < k; i++) { /* to nearest, ties to even */
-                uint32_t bits = ((const uint32_t *)x)[i];
-                ((uint16_t *)room)[r * (ll)k + i] = (uint16_t)((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
-            }
+            to_bf16(x, k, to);
             continue;
         }
-        const float limit = kind == I16 ? 2047.0f : 127.0f;
-        vf most = {}, none = {};
-        for (int i = 0; i < k; i += W) {
-            vf v = LOAD(x + i);
-            most = larger(most, (vf)((vi)v & 0x7fffffff));
-            none += v - v; /* 0, or NaN where a value is not finite: no maximum and no integer would tell */
-        }
-        float largest = max_of(most), factor = largest > 1e-30f ? limit / largest : 0.0f;
-        scales[r] = largest / limit + sum_of(none);
-        for (int i = 0; i < k; i += W) { /* the low bits of 1.5 * 2^23 + v are round(v) */
-            vi bits = (vi)(LOAD(x + i) * factor + 12582912.0f);
-            if (kind == I16) *(shorts *)((int16_t *)room + r * (ll)k + i) = __builtin_convertvector(bits, shorts);
-            else *(bytes *)((uint8_t *)room + r * (ll)k + i) = __builtin_convertvector(bits + 128, bytes);
-        }
+        Largest l = {};
+        for (int i = 0; i < k; i += W) look_at(&l, LOAD(x + i));
+        scales[r] = to_integers(kind, x, k, &l, to);
     }
     return room;
 }
 
 typedef void (*After)(void *context, int panel);
+
+/* Where a panel of a product's result begins in rows of this width; see `product`. */
+INLINE int place_of(int panel, ll out_row) { return (out_row == PANELS * PANEL ? panel % PANELS : panel) * PANEL; }
 
 /* ---- Products in matrix tiles (Intel AMX), where the processor has them: the same operands and panels, 16 rows of 64
  * bytes times 16 columns at a time. ---- */
@@ -512,7 +554,7 @@ static void product_in_tiles(const Weights *w, const void *a, ll row, const floa
         Tile t = {.a = a, .row = row, .segments = 1, .k = w->k, .row_scale = row_scale, .out_row = out_row};
         vi shift = {};
         t.panel = (const char *)w->panels + (ll)panel * w->k * PANEL * size;
-        t.out = out + (out_row == PANEL ? 0 : panel * PANEL);
+        t.out = out + place_of(panel, out_row);
         if (w->scales) t.column_scale = w->scales + panel * PANEL;
         for (int first = 0; w->kind == I8 && first < w->k; first += KC) /* rows were stored + 128 */
             shift += *(const vi *)(w->sums + ((ll)(first / KC) * w->count + panel) * PANEL) * 128;
@@ -526,7 +568,7 @@ static void product_in_tiles(const Weights *w, const void *a, ll row, const floa
 #endif
 
 /* out[rows][16 * count] = a[rows][k] times the weights; `after`, where given, is called for each finished panel. Where
- * rows of `out` are one panel wide, each panel takes the place of the one before. */
+ * rows of `out` are `PANELS` wide, panels take the place of those before. */
 static void product(const Weights *w, const void *a, ll row, const float *row_scale, int rows, float *out, ll out_row,
                     After after, void *context) {
 #ifdef AMX
@@ -536,27 +578,24 @@ static void product(const Weights *w, const void *a, ll row, const float *row_sc
     }
 #endif
     const int size = SIZES[w->kind];
+    const ll apart = (ll)w->k * PANEL * size;
     for (int first = 0; first < w->k; first += KC) {
         const int k = min_int(KC, w->k - first), last = first + k == w->k;
-        for (int panel = 0; panel < w->count; panel++) {
-            float *to = out + (out_row == PANEL ? 0 : panel * PANEL);
-            Tile t = {.row = row, .segments = 1, .k = k, .before_row = out_row, .out_row = out_row};
-            t.panel = (const char *)w->panels + ((ll)panel * w->k + first) * PANEL * size;
+        for (int panel = 0; panel < w->count; panel += PANELS) {
+            const int panels = min_int(PANELS, w->count - panel);
+            float *to = out + place_of(panel, out_row);
+            Tile t = {.row = row, .apart = apart, .segments = 1, .k = k, .before_row = out_row, .out_row = out_row};
+            t.panel = (const char *)w->panels + panel * apart + (ll)first * PANEL * size;
             if (w->scales) t.column_scale = w->scales + panel * PANEL;
+            if (w->sums) t.sums = w->sums + ((ll)(first / KC) * w->count + panel) * PANEL;
             for (int r = 0; r < rows; r += MR) {
                 t.a = (const char *)a + (r * row + first) * size;
                 t.row_scale = row_scale + r;
                 t.out = to + r * out_row;
                 t.before = first ? t.out : NULL;
-                run_tile(w->kind, min_int(MR, rows - r), &t);
+                run_tile(w->kind, panels, min_int(MR, rows - r), &t);
             }
-            if (w->kind == I8) { /* rows were stored + 128: take 128 times the weights' sum off again */
-                const int32_t *sums = w->sums + ((ll)(first / KC) * w->count + panel) * PANEL;
-                for (int r = 0; r < rows; r++)
-                    for (int c = 0; c < PANEL; c++)
-                        to[r * out_row + c] -= 128.0f * (float)sums[c] * (row_scale[r] * t.column_scale[c]);
-            }
-            if (after && last) after(context, panel);
+            for (int i = 0; after && last && i < panels; i++) after(context, panel + i);
         }
     }
 }
@@ -576,9 +615,11 @@ typedef struct {
 
 typedef struct {
     const Block *b;
-    int wide, slots, kind;      /* head and slots rounded up to 16 */
+    int wide, slots;            /* head and slots rounded up to 16 */
+    int kind;                   /* of the attention's operands: F32 or BF16 */
     int rows_at_once, queries;  /* rows of a task */
-    float *q, *k, *v, *mixed;   /* (heads, slots, wide); k as panels of keys; v as panels of columns; (rows, heads * wide) */
+    char *q, *k, *v;            /* (heads, slots, wide); k as panels of keys; v as panels of columns */
+    float *mixed;               /* (rows, heads * wide) */
     char *scratch;
     ll scratch_size;
 } Plan;
@@ -610,7 +651,37 @@ static void *cut(char **free, ll bytes) {
     return piece;
 }
 
-/* Norm, queries, keys and values of some rows; queries and keys normed and rotated, keys and values put into panels. */
+/* What attention reads of head h at slot s, in its own operands: a row of queries, a column of a panel of keys. */
+static void put_query(const Plan *p, int h, int s, const float *x) {
+    char *to = p->q + ((ll)h * p->slots + s) * p->wide * SIZES[p->kind];
+    if (p->kind == BF16) to_bf16(x, p->wide, to);
+    else memcpy(to, x, 4 * p->wide);
+}
+
+static void put_key(const Plan *p, int h, int s, float *x) {
+    typedef uint32_t __attribute__((may_alias)) Four; /* bytes: one value or two */
+    const int count = p->wide * SIZES[p->kind] / 4;
+    Four *to = (Four *)(p->k + ((ll)h * p->slots + s / PANEL * PANEL) * p->wide * SIZES[p->kind]) + s % PANEL;
+    if (p->kind == BF16) to_bf16(x, p->wide, x);
+    for (int i = 0; i < count; i++) to[i * PANEL] = ((const Four *)x)[i];
+}
+
+/* Rows of all panels of values; in bf16 an even slot and the next, where there is one, lie between each other. */
+static void put_values(const Plan *p, int h, int s, const float *x, const float *next) {
+    char *to = p->v + ((ll)h * p->slots * p->wide + (ll)s * PANEL) * SIZES[p->kind];
+    for (int i = 0; i < p->wide; i += PANEL, to += (ll)p->slots * PANEL * SIZES[p->kind])
+        if (p->kind == F32) {
+            memcpy(to, x + i, 4 * PANEL);
+            if (next) memcpy(to + 4 * PANEL, next + i, 4 * PANEL);
+        } else
+            for (int v = 0; v < NV; v++) {
+                vu pairs = rounded(LOAD(x + i + v * W)) >> 16;
+                if (next) pairs |= rounded(LOAD(next + i + v * W)) & 0xffff0000;
+                *(vu *)(to + 4 * v * W) = pairs;
+            }
+}
+
+/* Norm, queries, keys and values of some rows (an even number before them); queries and keys normed and rotated. */
 static void project_rows(void *context, int index, int slot) {
     const Plan *p = context;
     const Block *b = p->b;
@@ -632,14 +703,42 @@ static void project_rows(void *context, int index, int slot) {
             const float *value = key + b->heads * p->wide;
             if (s < b->rows) {
                 norm_rotate(query, b->norm_q, rope, b->head, b->qk_eps, times);
-                memcpy(p->q + ((ll)h * p->slots + s) * p->wide, query, 4 * p->wide);
+                put_query(p, h, s, query);
             }
             norm_rotate(key, b->norm_k, rope, b->head, b->qk_eps, 1.0f);
-            float *keys = p->k + (ll)h * p->slots * p->wide + (ll)(s / PANEL) * PANEL * p->wide + s % PANEL;
-            for (int i = 0; i < p->wide; i++) keys[i * PANEL] = key[i];
-            float *values = p->v + (ll)h * p->slots * p->wide + (ll)s * PANEL;
-            for (int i = 0; i < p->wide; i += PANEL)
-                memcpy(values + (ll)i * p->slots, value + i, 4 * PANEL);
+            put_key(p, h, s, key);
+            if (r % 2 == 0) put_values(p, h, s, value, r + 1 < rows ? value + columns : NULL);
+        }
+    }
+}
+
+/* out = rows of operands times panels of 16 columns that lie `apart`, of one kind without scales. */
+static void attention_product(int kind, const void *a, ll row, int rows, int k, const char *panels, ll apart, int count,
+                              float *out, ll out_row) {
+    Tile t = {.row = row, .apart = apart, .segments = 1, .before_row = out_row, .out_row = out_row};
+#ifdef AMX
+    if (IN_TILES(kind)) {
+        shape_tiles(min_int(TILE_ROWS, rows), k * SIZES[kind] % TILE_BYTES);
+        t.a = a, t.k = k;
+        for (int i = 0; i < count; i++) {
+            t.panel = panels + i * apart, t.out = out + i * PANEL;
+            rows_in_tiles(kind, rows, &t, (vi){});
+        }
+        _tile_release();
+        return;
+    }
+#endif
+    const int pass = 2 * KC / SIZES[kind]; /* 16 KB of a panel */
+    for (int first = 0; first < k; first += pass) {
+        t.k = min_int(pass, k - first);
+        for (int i = 0; i < count; i += PANELS) {
+            t.panel = panels + i * apart + (ll)first * PANEL * SIZES[kind];
+            for (int r = 0; r < rows; r += MR) {
+                t.a = (const char *)a + (r * row + first) * SIZES[kind];
+                t.out = out + r * out_row + i * PANEL;
+                t.before = first ? t.out : NULL;
+                run_tile(kind, min_int(PANELS, count - i), min_int(MR, rows - r), &t);
+            }
         }
     }
 }
@@ -648,24 +747,16 @@ static void project_rows(void *context, int index, int slot) {
 static void attend_rows(void *context, int index, int slot) {
     const Plan *p = context;
     const Block *b = p->b;
-    const int pieces = (b->rows + p->queries - 1) / p->queries;
+    const int pieces = (b->rows + p->queries - 1) / p->queries, size = SIZES[p->kind];
     const int h = index / pieces, first = index % pieces * p->queries, rows = min_int(p->queries, b->rows - first);
-    float *scores = (float *)(p->scratch + slot * p->scratch_size);
-    float factors[256];
-    const float *q = p->q + ((ll)h * p->slots + first) * p->wide;
-    const float *k = p->k + (ll)h * p->slots * p->wide, *v = p->v + (ll)h * p->slots * p->wide;
-    Tile t = {.row = p->wide, .segments = 1, .k = b->head, .out_row = p->slots};
-    for (int s = 0; s < p->slots; s += PANEL) {
-        t.panel = k + (ll)s * p->wide;
-        for (int r = 0; r < rows; r += MR) {
-            t.a = q + (ll)r * p->wide;
-            t.out = scores + (ll)r * p->slots + s;
-            run_tile(F32, min_int(MR, rows - r), &t);
-        }
-    }
+    const ll head = (ll)h * p->slots * p->wide * size, out_row = (ll)b->heads * p->wide;
+    float *scores = (float *)(p->scratch + slot * p->scratch_size), *out = p->mixed + first * out_row + h * p->wide;
+    float factors[64];
+    attention_product(p->kind, p->q + head + (ll)first * p->wide * size, p->wide, rows, b->head, p->k + head,
+                      (ll)PANEL * p->wide * size, p->slots / PANEL, scores, p->slots);
     for (int r = 0; r < rows; r++) {
         float *row = scores + (ll)r * p->slots;
-        for (int s = b->slots; s < p->slots; s++) row[s] = -INFINITY; /* slots that only fill a panel */
+        for (int s = b->slots; s < p->slots; s++) row[s] = -INFINITY; /* slots that only fill a panel: values of 0 */
         vf most = LOAD(row), sum = {};
         for (int s = W; s < p->slots; s += W) most = larger(most, LOAD(row + s));
         const float top = max_of(most);
@@ -674,24 +765,11 @@ static void attend_rows(void *context, int index, int slot) {
             sum += e;
             STORE(row + s, e);
         }
-        for (int s = b->slots; s < p->slots; s++) sum[s % W] -= row[s], row[s] = 0.0f;
+        if (p->kind == BF16) to_bf16(row, p->slots, row);
         factors[r] = 1.0f / sum_of(sum);
     }
-    const ll out_row = (ll)b->heads * p->wide;
-    float *out = p->mixed + first * out_row + h * p->wide;
-    t = (Tile){.row = p->slots, .segments = 1, .before_row = out_row, .out_row = out_row};
-    for (int s = 0; s < p->slots; s += KC / 2) {
-        t.k = min_int(KC / 2, p->slots - s);
-        for (int i = 0; i < p->wide; i += PANEL) {
-            t.panel = v + (ll)i * p->slots + (ll)s * PANEL;
-            for (int r = 0; r < rows; r += MR) {
-                t.a = scores + (ll)r * p->slots + s;
-                t.out = out + r * out_row + i;
-                t.before = s ? t.out : NULL;
-                run_tile(F32, min_int(MR, rows - r), &t);
-            }
-        }
-    }
+    attention_product(p->kind, scores, (ll)p->slots * 4 / size, rows, p->slots, p->v + head,
+                      (ll)p->slots * PANEL * size, p->wide / PANEL, out, out_row);
     for (int r = 0; r < rows; r++)
         for (int i = 0; i < p->wide; i += W) STORE(out + r * out_row + i, LOAD(out + r * out_row + i) * factors[r]);
 }
@@ -707,14 +785,14 @@ typedef struct {
 static void silu_panel(void *context, int panel) {
     const Silu *s = context;
     for (int r = 0; r < s->rows; r++) {
-        const float *x = s->gates + r * s->gates_row + (s->gates_row == PANEL ? 0 : panel * PANEL);
+        const float *x = s->gates + r * s->gates_row + place_of(panel, s->gates_row);
         v8 gate = *(const v8 *)x, value = *(const v8 *)(x + 8);
         *(v8 *)(s->hidden + r * s->hidden_row + panel * 8) = gate / (1.0f + exp_of_8(-gate)) * (value * s->scale);
     }
 }
 
-/* Gates are needed one panel at a time where a panel is finished in one pass. */
-static int gates_width(const Block *b) { return b->w13.k <= KC ? PANEL : b->w13.count * PANEL; }
+/* Gates are needed few panels at a time where a panel is finished in one pass. */
+static int gates_width(const Block *b) { return (b->w13.k <= KC ? PANELS : b->w13.count) * PANEL; }
 
 /* All that follows attention, for some rows: out-projection, norm, gate, residual; feed-forward likewise. */
 static void finish_rows(void *context, int index, int slot) {
@@ -750,20 +828,30 @@ static void finish_rows(void *context, int index, int slot) {
     }
 }
 
+/* Attention in bf16 for products that lose no less; in fp32 where that would have to be imitated. */
+static int attention_kind(int kind) {
+#ifdef __AVX512BF16__
+    if (kind == I8) return BF16;
+#endif
+    return kind == BF16 ? BF16 : F32;
+}
+
 /* One block; 0, or 1 where there is no memory. `out` may be `x`. Sizes: dim a multiple of 16, head even. */
 int zt_block(const Block *b) {
     Plan p = {.b = b, .wide = (int)round_up(b->head, PANEL), .slots = (int)round_up(b->slots, PANEL)};
     p.rows_at_once = b->dim <= 512 && !IN_TILES(b->qkv.kind) ? 24 : b->dim <= 1024 ? 48 : 144;
-    p.queries = p.slots <= 2048 ? 24 : 12;
+    p.kind = attention_kind(b->qkv.kind);
+    p.queries = IN_TILES(p.kind) ? (p.slots <= 2048 ? 48 : 16) : p.slots <= 2048 ? 24 : 12;
     const ll rows = p.rows_at_once, each = (ll)b->heads * p.slots * p.wide, most = max_int(b->dim, b->w2.k);
     ll floats = max_int(b->dim + 3 * b->heads * p.wide, 2 * b->dim + gates_width(b) + b->w2.k) + most + 1;
     p.scratch_size = round_up(max_int(4 * rows * floats, 4LL * p.queries * p.slots), 64) + 1024;
     const ll threads = b->threads < 1 ? 1 : min_int(b->threads, MOST_WORKERS + 1);
-    char *memory = borrow(4 * (4 * each) + threads * p.scratch_size);
+    char *memory = borrow((3 * SIZES[p.kind] + 4) * each + threads * p.scratch_size);
     if (!memory) return 1;
-    p.q = (float *)memory, p.k = p.q + each, p.v = p.k + each, p.mixed = p.v + each;
+    const ll part = each * SIZES[p.kind];
+    p.q = memory, p.k = p.q + part, p.v = p.k + part, p.mixed = (float *)(p.v + part);
     p.scratch = (char *)(p.mixed + each);
-    if (p.slots > b->slots) memset(p.k, 0, 8 * each);
+    if (p.slots > b->slots) memset(p.k, 0, 2 * part);
     const int tasks = (b->slots + p.rows_at_once - 1) / p.rows_at_once;
     share((int)threads, tasks, project_rows, &p);
     share((int)threads, b->heads * ((b->rows + p.queries - 1) / p.queries), attend_rows, &p);
@@ -896,20 +984,26 @@ static void plan_pieces(const Conv *c, ConvPlan *p) {
     p->down = (c->height + p->rows - 1) / p->rows;
 }
 
-/* The pixels that a piece reads, one more on each side, zeros beyond the picture. */
-static void fill(const Conv *c, int top, int left, int rows, int columns, float *to) {
-    const int in = c->in;
+/* The pixels that a piece reads, one more on each side, zeros beyond the picture: as fp32, or as bf16 at once. */
+INLINE void fill(const int bf16, const Conv *c, int top, int left, int rows, int columns, char *to, Largest *l) {
+    const int in = c->in, size = bf16 ? 2 : 4;
     for (int y = top - 1; y <= top + rows; y++)
-        for (int x = left - 1; x <= left + columns; x++, to += in) {
+        for (int x = left - 1; x <= left + columns; x++, to += in * size) {
             if (y < 0 || y >= c->height || x < 0 || x >= c->width) {
-                memset(to, 0, 4 * in);
+                memset(to, 0, in * size);
                 continue;
             }
             const float *from = c->x + ((ll)y * c->width + x) * in;
-            if (!c->factor) memcpy(to, from, 4 * in);
-            else
-                for (int i = 0; i < in; i += W)
-                    STORE(to + i, silu(LOAD(from + i) * LOAD(c->factor + i) + LOAD(c->offset + i)));
+            for (int i = 0; i < in; i += W) {
+                __builtin_prefetch(from + (ll)c->width * in + i); /* the next row: its beginning is seldom foreseen */
+                vf v = LOAD(from + i);
+                if (c->factor) v = silu(v * LOAD(c->factor + i) + LOAD(c->offset + i));
+                if (bf16) to_bf16((const float *)&v, W, to + 2 * i);
+                else {
+                    look_at(l, v);
+                    STORE((float *)to + i, v);
+                }
+            }
         }
 }
 
@@ -924,9 +1018,16 @@ static void convolve_piece(void *context, int index, int slot) {
     const int narrow = out % PANEL; /* a panel is wider than the result's rows: through a copy */
     const ll stride = (ll)(columns + 2) * in, count = (rows + 2) * stride, wide = (ll)c->width << c->doubled;
     char *room = p->scratch + slot * p->scratch_size;
-    float *pixels = cut(&room, 4 * count), *few = cut(&room, 4 * MR * PANEL), scale = 0.0f, scales[WIDEST];
-    fill(c, top, left, rows, columns, pixels);
-    const char *a = operands(w->kind, pixels, count, 1, (int)count, room, &scale); /* one scale for the piece */
+    char *pixels = cut(&room, 4 * count);
+    float *few = cut(&room, 4 * MR * PANEL), scale = 0.0f, scales[WIDEST];
+    Largest l = {};
+    if (w->kind == BF16) fill(1, c, top, left, rows, columns, pixels, &l);
+    else fill(0, c, top, left, rows, columns, pixels, &l);
+    const char *a = pixels;
+    if (w->kind == I8 || w->kind == I16) { /* one scale for the piece */
+        scale = to_integers(w->kind, (const float *)pixels, count, &l, room);
+        a = room;
+    }
     for (int r = 0; r < WIDEST; r++) scales[r] = scale;
 
     const int segments = c->doubled ? 2 : 3, k = (c->doubled ? 2 : c->group + 2) * in; /* k of a row of pixels */
@@ -946,7 +1047,7 @@ static void convolve_piece(void *context, int index, int slot) {
                     for (int x = 0; x < columns; x += MR) {
                         t.a = c->source + ((ll)(top + y) * c->width + left + x) * c->source_channels;
                         t.out = result + y * down + x * out_row;
-                        run_tile(F32, min_int(MR, columns - x), &t);
+                        run_tile(F32, 1, min_int(MR, columns - x), &t);
                     }
             }
             Tile t = {.row = (ll)c->group * in, .stride = stride, .segments = whole ? segments : 1, .row_scale = scales,
@@ -960,7 +1061,7 @@ static void convolve_piece(void *context, int index, int slot) {
                     t.a = a + ((y + py) * stride + px * in) * size;
                     t.out = result + y * down;
                     t.before = c->before ? c->before + (t.out - c->out) : c->source ? t.out : NULL;
-                    rows_in_tiles(w->kind, columns, &t, (vi){});
+                    rows_in_tiles(w->kind, columns, &t, c->totals ? *(const vi *)(c->totals + column) * 128 : (vi){});
                 }
                 _tile_release();
             }
@@ -971,6 +1072,7 @@ static void convolve_piece(void *context, int index, int slot) {
                     t.k = whole ? k : min_int(KC, k - first);
                     t.panel = (const char *)w->panels + ((ll)column * w->k + (s * (ll)k + first) * PANEL) * size;
                     t.bias = end && first + t.k == k ? c->bias + panel * PANEL : NULL;
+                    t.sums = begin && c->totals ? c->totals + column : NULL;
                     for (int y = 0; y < rows; y++)
                         for (int x = 0; x < columns; x += MR * c->group) {
                             const int high = min_int(MR, (columns - x) / c->group);
@@ -982,17 +1084,11 @@ static void convolve_piece(void *context, int index, int slot) {
                             t.before = begin ? NULL : t.out, t.before_row = t.out_row;
                             if (begin && c->source) t.before = t.out;
                             if (begin && c->before) t.before = c->before + (t.out - c->out);
-                            run_tile(w->kind, high, &t);
+                            run_tile(w->kind, 1, high, &t);
                             for (int r = 0; narrow && r < high; r++)
                                 memcpy(to + r * c->group * out_row, few + r * PANEL, 4 * c->group * out);
                         }
                 }
-            if (w->kind == I8)
-                for (int y = 0; y < rows; y++)
-                    for (int x = 0; x < columns; x += c->group)
-                        for (int i = 0; i < min_int(PANEL, out * c->group); i++)
-                            result[y * down + x * out_row + i] -=
-                                128.0f * (float)c->totals[column + i] * (scale * w->scales[column + i]);
             if (!c->sums) continue;
             float *sums = c->sums + (ll)index * 2 * out + panel * PANEL;
             if (!place) memset(sums, 0, 4 * PANEL), memset(sums + out, 0, 4 * PANEL);

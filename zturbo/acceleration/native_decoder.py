@@ -30,6 +30,8 @@ from zturbo.acceleration.native import (
 )
 from zturbo.models.vae import Attention, Decoder, ResnetBlock, UpBlock
 
+MOST_KEPT = 256 << 20
+"""Bytes of working memory that a decoder keeps for its next picture: enough for 1024x1024 by nano."""
 NEIGHBOURS = 4
 """Pixels that the last convolution, to three channels, computes at once, where sizes are multiples of them."""
 
@@ -142,18 +144,35 @@ class NativeDecoder(Decoder):
 
     native: nn.ModuleDict
     """By the convolutions' names, with dots as colons."""
+    kept: list[Tensor]
+    """Working memory of earlier pictures; a picture takes a piece out, so that two side by side have their own."""
 
     def forward(self, latents: Tensor) -> Tensor:
         """(B,C,h,w) -> (B,3,h*f,w*f) in the latents' dtype; memory as (B, h*f, w*f, 3)."""
-        pictures = [self._picture(one.float().permute(1, 2, 0).contiguous()) for one in latents]
+        memory = self._memory(3 * self._largest(latents))
+        pictures = [
+            self._picture(one.float().permute(1, 2, 0).contiguous(), memory).to(latents.dtype, copy=True)
+            for one in latents
+        ]
+        if memory.nbytes <= MOST_KEPT:
+            self.kept.append(memory)
         images = torch.stack(pictures) if len(pictures) > 1 else pictures[0].unsqueeze(0)
-        return images.permute(0, 3, 1, 2).to(latents.dtype)
+        return images.permute(0, 3, 1, 2)
 
-    def _picture(self, latents: Tensor) -> Tensor:
-        """(h, w, C) -> (h*f, w*f, 3). Three pieces of memory go round, because fresh memory costs time."""
-        memory = torch.empty(3, self._largest(latents))
-        native.library().zt_large_pages(ctypes.c_void_p(memory.data_ptr()), ctypes.c_int64(memory.nbytes))
-        rooms = list(memory)
+    def _memory(self, count: int) -> Tensor:
+        """(at least `count`,) fp32: fresh memory costs as much time as half the products."""
+        try:
+            memory = self.kept.pop()
+        except IndexError:
+            memory = torch.empty(0)
+        if memory.numel() < count:
+            memory = torch.empty(count)
+            native.library().zt_large_pages(ctypes.c_void_p(memory.data_ptr()), ctypes.c_int64(memory.nbytes))
+        return memory
+
+    def _picture(self, latents: Tensor, memory: Tensor) -> Tensor:
+        """(h, w, C) -> (h*f, w*f, 3), which lies in `memory`: three pieces of it go round."""
+        rooms = list(memory[: memory.numel() // 3 * 3].view(3, -1))
         x = self._convolution("conv_in").run(Pixels(latents, None), room=rooms[0])
         x = self._resnet("mid_block.resnets.0", x, rooms)
         for attention in cast(list[Attention], self.mid_block.attentions):
@@ -164,18 +183,18 @@ class NativeDecoder(Decoder):
                 x = self._resnet(f"up_blocks.{index}.resnets.{place}", x, rooms)
             if len(block.upsamplers):
                 x = self._convolution(f"up_blocks.{index}.upsamplers.0.conv").run(x, room=_free(rooms, x)[0])
-        return self._convolution("conv_out").run(x, self.conv_norm_out).values
+        return self._convolution("conv_out").run(x, self.conv_norm_out, room=_free(rooms, x)[0]).values
 
     def _largest(self, latents: Tensor) -> int:
-        """Values of the largest layer."""
-        size, largest = latents.shape[0] * latents.shape[1], 0
+        """Values of the largest layer of latents (B,C,h,w), in whole cache lines."""
+        size, largest = latents.shape[2] * latents.shape[3], 0
         for block in cast(list[UpBlock], self.up_blocks):
             channels = max(max(one.conv1.in_channels, one.conv1.out_channels) for one in _resnets(block))
             largest = max(largest, size * channels)
             if len(block.upsamplers):
                 size *= 4
                 largest = max(largest, size * _resnets(block)[-1].conv1.out_channels)
-        return largest
+        return round_up(largest)
 
     def _convolution(self, name: str) -> Convolution:
         return cast(Convolution, self.native[name.replace(".", ":")])
@@ -224,7 +243,7 @@ def nativize_decoder(decoder: Decoder, kind: Kind) -> None:
                 group = NEIGHBOURS if module is decoder.conv_out and len(decoder.up_blocks) > 2 else 1
                 one = Convolution(module, kind, twice="upsamplers" in name, group=group)
             made[name.replace(".", ":")] = one
-    decoder.native = nn.ModuleDict(made)
+    decoder.native, decoder.kept = nn.ModuleDict(made), []
     decoder.__class__ = NativeDecoder
 
 

@@ -62,6 +62,22 @@ class Lanes:
             return found if exact else self._prove(shape, share, found, _on(self.threads, part))
 
     @contextmanager
+    def between(self) -> Iterator[None]:
+        """One of PyTorch's threads, for the little that lies between two parts of one picture.
+
+        Its others would go on spinning for milliseconds afterwards, on the cores that the next part needs.
+        """
+        if self.count == 1:
+            yield
+            return
+        before = torch.get_num_threads()
+        _take(1)
+        try:
+            yield
+        finally:
+            _take(before)
+
+    @contextmanager
     def alone(self) -> Iterator[None]:
         """One thread of control at a time, with all of PyTorch's threads: for prompts, whose products are small."""
         with self._prompts, self._working():
@@ -89,8 +105,12 @@ class Lanes:
 
 
 def _on(threads: int, part: Callable[[], Tensor]) -> Tensor:
+    before = torch.get_num_threads()
     _take(threads)
-    return part()
+    try:
+        return part()
+    finally:
+        _take(before)
 
 
 def _take(threads: int) -> None:

@@ -148,23 +148,25 @@ class Pipeline:
             return velocity
 
         walk = denoise(predict, first, schedule.levels)
-        while (step := _advance(walk)) is not None:
+        while (step := self._advance(walk)) is not None:
             yield step
+
+    @torch.inference_mode()
+    def _advance(self, walk: Iterator[Step]) -> Step | None:
+        """The next step; neither inference mode nor fewer threads must stay on in the caller's code between two steps."""
+        with self.lanes.between():
+            return next(walk, None)
 
     @torch.inference_mode()
     def decode(self, latents: Tensor) -> np.ndarray[tuple[int, int, int], np.dtype[np.uint8]]:
         """Pixels (H, W, 3) uint8 of latents (1, C, h, w) fp32."""
-        z = self.vae.to_vae_scale(latents.to(self.vae_dtype)).contiguous(memory_format=torch.channels_last)
         shape = f"the decoding of {latents.shape[3]}x{latents.shape[2]} latents, level {self.level}"
-        images = self.lanes.compute(shape, lambda: self._decoded(z))
-        pixels: np.ndarray[tuple[int, int, int], np.dtype[np.uint8]] = to_pixels(images)[0].cpu().numpy()
+        with self.lanes.between():
+            z = self.vae.to_vae_scale(latents.to(self.vae_dtype)).contiguous(memory_format=torch.channels_last)
+            images = self.lanes.compute(shape, lambda: self._decoded(z))
+            pixels: np.ndarray[tuple[int, int, int], np.dtype[np.uint8]] = to_pixels(images)[0].cpu().numpy()
         return pixels
 
     def _decoded(self, z: Tensor) -> Tensor:
         return self.vae.decode(z) if self.tile is None else decode_tiled(self.vae, z, self.tile)
 
-
-@torch.inference_mode()
-def _advance(walk: Iterator[Step]) -> Step | None:
-    """The next step; inference mode must not stay on in the caller's code between two steps."""
-    return next(walk, None)
