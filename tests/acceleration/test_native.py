@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from zturbo.acceleration import cpu, native
+from zturbo.acceleration import cpu, native, native_decoder
 from zturbo.acceleration.levels import Levels
 from zturbo.acceleration.native import KINDS, Kind, Unavailable
 from zturbo.acceleration.native_decoder import nativize_decoder
@@ -52,7 +52,7 @@ def off(found: torch.Tensor, expected: torch.Tensor) -> float:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("members", [SMALL, LARGE], ids=["small", "large"])
-@pytest.mark.parametrize(("slots", "rows"), [(1, 1), (7, 7), (32, 5), (61, 61), (333, 300)])
+@pytest.mark.parametrize(("slots", "rows"), [(1, 1), (7, 7), (32, 5), (61, 61), (333, 300), (1099, 30)])
 def test_a_block_computes_what_the_eager_one_does(
     kind: Kind, members: dict[str, object], slots: int, rows: int
 ) -> None:
@@ -117,6 +117,38 @@ def test_a_picture_does_not_depend_on_the_threads(kind: Kind) -> None:
     finally:
         torch.set_num_threads(before)
     assert all(torch.equal(results[0], other) for other in results[1:])
+
+
+def test_working_memory_is_kept_up_to_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = list[torch.Tensor]()
+    monkeypatch.setattr(native_decoder, "_kept", kept)
+    model, small, large = decoder("nano"), torch.randn(1, 16, 4, 5), torch.randn(1, 16, 9, 6)
+    nativize_decoder(model, "fp32")
+    first = model(small)
+    (memory,) = kept
+    assert torch.equal(model(small), first)
+    assert kept == [memory]
+    model(large)
+    (larger,) = kept
+    assert larger.nbytes > memory.nbytes
+    assert torch.equal(model(small), first)
+    monkeypatch.setattr(native_decoder, "MOST_KEPT", 0)
+    assert torch.equal(model(small), first)
+    assert kept == []
+
+
+def test_pytorch_has_one_thread_where_the_kernels_have_all() -> None:
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        with native.only_kernels():
+            assert (torch.get_num_threads(), native.threads()) == (1, 3)
+            with native.only_kernels():
+                assert native.threads() == 3
+            assert native.threads() == 3
+        assert (torch.get_num_threads(), native.threads()) == (3, 3)
+    finally:
+        torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("slots", [32, 96, 512])
@@ -252,7 +284,10 @@ def test_kernels_that_compute_something_else_are_left_out(tiny_folder: Path, mon
     assert "no native blocks: their result is off by " in str(engine.levels["none"])
 
 
-@pytest.mark.parametrize("flags", [(), ("-mavx512f", "-mavx512bw", "-mavx512vnni", "-mavx512bf16")])
+AVX512 = ("-mavx512f", "-mavx512bw", "-mavx512vnni", "-mavx512bf16")
+
+
+@pytest.mark.parametrize("flags", [(), AVX512, (*AVX512, "-mamx-tile", "-mamx-bf16", "-mamx-int8")])
 def test_every_instruction_set_compiles(tmp_path: Path, flags: tuple[str, ...]) -> None:
     program = native.compiler()
     assert program is not None

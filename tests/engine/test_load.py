@@ -221,6 +221,19 @@ def test_a_part_alone_has_all_threads_and_is_computed_once() -> None:
     assert seen == [2]
 
 
+def test_between_two_parts_there_is_one_thread_and_then_as_many_as_before() -> None:
+    lanes, before = lanes_of(2), torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        with lanes.between():
+            assert torch.get_num_threads() == 1
+            assert int(lanes.compute("a shape", lambda: torch.tensor(torch.get_num_threads()))) == 2
+            assert torch.get_num_threads() == 1
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+
+
 @pytest.mark.parametrize(("exact", "later"), [(True, [1]), (False, [2])])
 def test_a_share_of_the_threads_is_proven_once_for_each_shape(
     exact: bool, later: list[int], caplog: pytest.LogCaptureFixture

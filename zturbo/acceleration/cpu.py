@@ -78,7 +78,7 @@ class NativeBlock(Block):
         return BlockStruct(
             None, rope.data_ptr(), modulation.data_ptr(), weights.norm_q.data_ptr(), weights.norm_k.data_ptr(), None,
             *weights.structs(), self.eps, QK_NORM_EPS, self.eps * scale**2, scale,
-            0, 0, dim, heads, dim // heads, torch.get_num_threads(),
+            0, 0, dim, heads, dim // heads, native.threads(),
         )  # fmt: skip
 
     def forward(self, x: Tensor, rope: Tensor, modulation: Tensor, rows: int | None = None) -> Tensor:
@@ -120,6 +120,11 @@ class NativeTransformer(ZImageTransformer):
 
     native: Ends
 
+    def forward(self, latents: Tensor, caption: Tensor, modulation: Modulation, rope: Tensor | None = None) -> Tensor:
+        """As in `ZImageTransformer`."""
+        with native.only_kernels():
+            return super().forward(latents, caption, modulation, rope)
+
     def predict(self, patches: Tensor, caption: Tensor, modulation: Modulation, rope: Tensor) -> Tensor:
         """(B,N,patch_dim), (B,Lp,dim) -> (B,N,patch_dim), as in `ZImageTransformer`.
 
@@ -139,7 +144,7 @@ class NativeTransformer(ZImageTransformer):
                 _of(scale, picture, 1).data_ptr(), ends.bias.data_ptr(), ends.last_bias.data_ptr(),
                 out[picture].data_ptr(), (BlockStruct * len(structs))(*structs), ends.first.struct(),
                 ends.last.struct(), FINAL_NORM_EPS, tokens, patch, round_up(tokens), captions, dim,
-                len(self.noise_refiner), len(self.layers), torch.get_num_threads(),
+                len(self.noise_refiner), len(self.layers), native.threads(),
             )  # fmt: skip
             if native.library().zt_forward(ctypes.byref(work)):
                 raise MemoryError(f"no memory for {round_up(tokens) + captions} slots")

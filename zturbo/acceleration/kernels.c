@@ -32,11 +32,13 @@
 #define W 16          /* floats of a vector */
 #define MR 12         /* rows of a tile */
 #define PANELS 2      /* side by side in a tile, where they are there: a load of a row's values serves both */
+#define TALL 16       /* rows of a tile of one panel, where all panels are so */
 #define VECTOR(x) __m512##x
 #else
 #define W 8
 #define MR 6
 #define PANELS 1
+#define TALL MR
 #define VECTOR(x) __m256##x
 #endif
 #define NV (PANEL / W) /* vectors of a panel's row */
@@ -45,7 +47,6 @@
 typedef float vf __attribute__((vector_size(4 * W), aligned(4)));
 typedef int32_t vi __attribute__((vector_size(4 * W), aligned(4)));
 typedef uint32_t vu __attribute__((vector_size(4 * W), aligned(4), may_alias));
-typedef int16_t shorts __attribute__((vector_size(2 * W), aligned(2), may_alias));
 typedef uint16_t halves __attribute__((vector_size(2 * W), aligned(2), may_alias));
 typedef uint8_t bytes __attribute__((vector_size(W), aligned(1), may_alias));
 typedef float v8 __attribute__((vector_size(32), aligned(4)));
@@ -56,6 +57,13 @@ typedef int64_t ll;
 #define ALL(value) ((vf)_mm512_set1_ps(value))
 #else
 #define ALL(value) ((vf)_mm256_set1_ps(value))
+#endif
+#if W == 16 /* GCC 12 has several instructions where one will do */
+#define LOW_HALVES(v) ((halves)_mm512_cvtepi32_epi16((__m512i)(v)))
+#define LOW_BYTES(v) ((bytes)_mm512_cvtepi32_epi8((__m512i)(v)))
+#else
+#define LOW_HALVES(v) __builtin_convertvector(v, halves)
+#define LOW_BYTES(v) __builtin_convertvector(v, bytes)
 #endif
 #define LOAD(p) (*(const vf *)(p))
 #define STORE(p, v) (*(vf *)(p) = (v))
@@ -221,7 +229,7 @@ INLINE vu rounded(vf x) {
 /* fp32 to bf16, a multiple of W of them; may be done in place. */
 INLINE void to_bf16(const float *x, int count, void *to) {
     for (int i = 0; i < count; i += W)
-        *(halves *)((char *)to + 2 * i) = __builtin_convertvector(rounded(LOAD(x + i)) >> 16, halves);
+        *(halves *)((char *)to + 2 * i) = LOW_HALVES(rounded(LOAD(x + i)) >> 16);
 }
 
 /* e^x to 2 units in the last place: 2^n from the exponent's bits, e^r for |r| <= ln 2 / 2 as a polynomial (Cephes). */
@@ -248,6 +256,16 @@ EXP(exp_of, vf, vi, _mm512)
 EXP(exp_of, vf, vi, _mm256)
 #endif
 EXP(exp_of_8, v8, vi8, _mm256)
+/* 2^x for x <= 0 to 3e-6, where the result is rounded to bf16: 2^n is added to the exponent of 2^r, |r| <= 1/2. */
+INLINE vf power_of_2(vf x) {
+    x = larger(ALL(-125.0f), x); /* in this order NaN stays NaN */
+    vf shifted = x + 12582912.0f, r = x - (shifted - 12582912.0f);
+    vf p = r * 0.0095700862f + 0.0559178591f;
+    p = p * r + 0.240247452f;
+    p = p * r + 0.693121815f;
+    p = p * r + 0.999999261f;
+    return (vf)((vi)p + ((vi)shifted << 23));
+}
 INLINE vf silu(vf x) {
     vf divisor = 1.0f + exp_of(-x);
 #if W == 16 /* its reciprocal to 14 bits and one step of Newton's; a division takes several times as long */
@@ -347,26 +365,26 @@ INLINE const char *row_of(const char *const *fifths, ll row, ll thrice, int r) {
 /* The tile for operands of SIZE bytes, which are multiplied four bytes at a time. */
 #define TILE(NAME, SIZE, DOT, SUM, ZERO, RESULT) \
     INLINE void NAME(const int R, const int P, const Tile *t) { \
-        SUM sums[MR][PANELS * NV]; \
-        _Pragma("GCC unroll 12") for (int r = 0; r < R; r++) for (int v = 0; v < P * NV; v++) sums[r][v] = ZERO; \
+        SUM sums[TALL][PANELS * NV]; \
+        _Pragma("GCC unroll 16") for (int r = 0; r < R; r++) for (int v = 0; v < P * NV; v++) sums[r][v] = ZERO; \
         const char *b = t->panel; \
         const ll row = t->row * SIZE, thrice = 3 * row; \
         for (int s = 0; s < t->segments; s++) { \
-            const char *fifths[3]; \
-            for (int i = 0; i < 3; i++) fifths[i] = (const char *)t->a + s * t->stride * SIZE + 5 * i * row; \
+            const char *fifths[4]; \
+            for (int i = 0; i < 4; i++) fifths[i] = (const char *)t->a + s * t->stride * SIZE + 5 * i * row; \
             for (int k = 0; k < t->k * SIZE; k += 4, b += 4 * PANEL) { \
                 VECTOR(i) columns[PANELS * NV]; \
                 for (int v = 0; v < P * NV; v++) columns[v] = LOAD_BYTES(b + v / NV * t->apart + v % NV * 4 * W); \
                 /* the compiler would keep a pointer for every row, more than there are registers */ \
-                __asm__("" : "+r"(fifths[0]), "+r"(fifths[1]), "+r"(fifths[2])); \
-                _Pragma("GCC unroll 12") for (int r = 0; r < R; r++) { \
+                __asm__("" : "+r"(fifths[0]), "+r"(fifths[1]), "+r"(fifths[2]), "+r"(fifths[3])); \
+                _Pragma("GCC unroll 16") for (int r = 0; r < R; r++) { \
                     VECTOR(i) one = ALL_BYTES(row_of(fifths, row, thrice, r)); \
                     for (int v = 0; v < P * NV; v++) sums[r][v] = DOT(sums[r][v], one, columns[v]); \
                 } \
-                for (int i = 0; i < 3; i++) fifths[i] += 4; \
+                for (int i = 0; i < 4; i++) fifths[i] += 4; \
             } \
         } \
-        _Pragma("GCC unroll 12") for (int r = 0; r < R; r++) for (int v = 0; v < P * NV; v++) put(t, r, v, RESULT); \
+        _Pragma("GCC unroll 16") for (int r = 0; r < R; r++) for (int v = 0; v < P * NV; v++) put(t, r, v, RESULT); \
     }
 #define SCALED (TO_FLOATS(sums[r][v]) * (t->row_scale[r] * LOAD(t->column_scale + v * W)))
 TILE(tile_f32, 4, dot_f32, vf, (vf){}, sums[r][v])
@@ -376,25 +394,32 @@ TILE(tile_bf16, 2, dot_bf16, vf, (vf){}, sums[r][v])
 TILE(tile_i8, 1, dot_i8, VECTOR(i), SHIFT, SCALED)
 
 /* One function for each height and width, so that sums stay in registers. */
-#define HEIGHT(R, NAME) \
-    static void NAME##_##R(const Tile *t) { NAME(R, 1, t); } \
-    static void NAME##_wide_##R(const Tile *t) { NAME(R, PANELS, t); }
+#define NARROW(R, NAME) static void NAME##_##R(const Tile *t) { NAME(R, 1, t); }
+#define HEIGHT(R, NAME) NARROW(R, NAME) static void NAME##_wide_##R(const Tile *t) { NAME(R, PANELS, t); }
 #define LOW_HEIGHTS(NAME) HEIGHT(1, NAME) HEIGHT(2, NAME) HEIGHT(3, NAME) HEIGHT(4, NAME) HEIGHT(5, NAME) HEIGHT(6, NAME)
-#if MR == 12
+#define LOW(NAME) NAME##_1, NAME##_2, NAME##_3, NAME##_4, NAME##_5, NAME##_6
+#if W == 16
 #define HEIGHTS(NAME) LOW_HEIGHTS(NAME) \
-    HEIGHT(7, NAME) HEIGHT(8, NAME) HEIGHT(9, NAME) HEIGHT(10, NAME) HEIGHT(11, NAME) HEIGHT(12, NAME)
-#define TABLE(NAME) {NAME##_1, NAME##_2, NAME##_3, NAME##_4, NAME##_5, NAME##_6, \
-    NAME##_7, NAME##_8, NAME##_9, NAME##_10, NAME##_11, NAME##_12}
+    HEIGHT(7, NAME) HEIGHT(8, NAME) HEIGHT(9, NAME) HEIGHT(10, NAME) HEIGHT(11, NAME) HEIGHT(12, NAME) \
+    NARROW(13, NAME) NARROW(14, NAME) NARROW(15, NAME) NARROW(16, NAME)
+#define WIDE(NAME) {LOW(NAME), NAME##_7, NAME##_8, NAME##_9, NAME##_10, NAME##_11, NAME##_12}
+#define TABLE(NAME) {LOW(NAME), NAME##_7, NAME##_8, NAME##_9, NAME##_10, NAME##_11, NAME##_12, \
+    NAME##_13, NAME##_14, NAME##_15, NAME##_16}
 #else
 #define HEIGHTS(NAME) LOW_HEIGHTS(NAME)
-#define TABLE(NAME) {NAME##_1, NAME##_2, NAME##_3, NAME##_4, NAME##_5, NAME##_6}
+#define WIDE(NAME) {LOW(NAME)}
+#define TABLE WIDE
 #endif
 HEIGHTS(tile_f32) HEIGHTS(tile_i16) HEIGHTS(tile_bf16) HEIGHTS(tile_i8)
-static void (*const TILES[2][4][MR])(const Tile *) = {
-    {TABLE(tile_f32), TABLE(tile_i16), TABLE(tile_bf16), TABLE(tile_i8)},
-    {TABLE(tile_f32_wide), TABLE(tile_i16_wide), TABLE(tile_bf16_wide), TABLE(tile_i8_wide)}};
+static void (*const TILES[4][TALL])(const Tile *) = {TABLE(tile_f32), TABLE(tile_i16), TABLE(tile_bf16), TABLE(tile_i8)};
+static void (*const WIDE_TILES[4][MR])(const Tile *) = {
+    WIDE(tile_f32_wide), WIDE(tile_i16_wide), WIDE(tile_bf16_wide), WIDE(tile_i8_wide)};
 
-INLINE void run_tile(int kind, int panels, int rows, const Tile *t) { TILES[panels > 1][kind][rows - 1](t); }
+/* Rows up to MR, or up to TALL of one panel. */
+INLINE void run_tile(int kind, int panels, int rows, const Tile *t) {
+    if (panels > 1) WIDE_TILES[kind][rows - 1](t);
+    else TILES[kind][rows - 1](t);
+}
 
 /* ---- Products: packed weights, made by `native.pack` ---- */
 
@@ -423,8 +448,8 @@ static float to_integers(int kind, const float *x, ll count, const Largest *l, v
     const float factor = largest > 1e-30f ? limit / largest : 0.0f;
     for (ll i = 0; i < count; i += W) { /* the low bits of 1.5 * 2^23 + v are round(v) */
         vi bits = (vi)(LOAD(x + i) * factor + 12582912.0f);
-        if (kind == I16) *(shorts *)((int16_t *)to + i) = __builtin_convertvector(bits, shorts);
-        else *(bytes *)((uint8_t *)to + i) = __builtin_convertvector(bits + 128, bytes);
+        if (kind == I16) *(halves *)((int16_t *)to + i) = LOW_HALVES(bits);
+        else *(bytes *)((uint8_t *)to + i) = LOW_BYTES(bits + 128);
     }
     return largest / limit + sum_of(l->none);
 }
@@ -694,7 +719,7 @@ static void project_rows(void *context, int index, int slot) {
         norm_row(b->x + (ll)(first + r) * b->dim, b->modulation, b->eps, b->dim, normed + (ll)r * b->dim);
     const void *a = operands(b->qkv.kind, normed, b->dim, rows, b->dim, room, scales);
     product(&b->qkv, a, b->dim, scales, rows, qkv, columns, NULL, NULL);
-    const float times = 1.0f / sqrtf((float)b->head);
+    const float times = (p->kind == BF16 ? 1.44269504f : 1.0f) / sqrtf((float)b->head);
     for (int r = 0; r < rows; r++) {
         const int s = first + r;
         const float *rope = b->rope + (ll)s * b->head;
@@ -760,12 +785,16 @@ static void attend_rows(void *context, int index, int slot) {
         vf most = LOAD(row), sum = {};
         for (int s = W; s < p->slots; s += W) most = larger(most, LOAD(row + s));
         const float top = max_of(most);
-        for (int s = 0; s < p->slots; s += W) {
+        for (int s = 0; p->kind == F32 && s < p->slots; s += W) {
             vf e = exp_of(LOAD(row + s) - top);
             sum += e;
             STORE(row + s, e);
         }
-        if (p->kind == BF16) to_bf16(row, p->slots, row);
+        for (int s = 0; p->kind == BF16 && s < p->slots; s += W) { /* scores are logarithms to the base of 2 */
+            vf e = power_of_2(LOAD(row + s) - top);
+            sum += e;
+            to_bf16((const float *)&e, W, (char *)row + 2 * s);
+        }
         factors[r] = 1.0f / sum_of(sum);
     }
     attention_product(p->kind, scores, (ll)p->slots * 4 / size, rows, p->slots, p->v + head,
@@ -1019,7 +1048,7 @@ static void convolve_piece(void *context, int index, int slot) {
     const ll stride = (ll)(columns + 2) * in, count = (rows + 2) * stride, wide = (ll)c->width << c->doubled;
     char *room = p->scratch + slot * p->scratch_size;
     char *pixels = cut(&room, 4 * count);
-    float *few = cut(&room, 4 * MR * PANEL), scale = 0.0f, scales[WIDEST];
+    float *few = cut(&room, 4 * TALL * PANEL), scale = 0.0f, scales[WIDEST];
     Largest l = {};
     if (w->kind == BF16) fill(1, c, top, left, rows, columns, pixels, &l);
     else fill(0, c, top, left, rows, columns, pixels, &l);
@@ -1044,10 +1073,10 @@ static void convolve_piece(void *context, int index, int slot) {
                           .panel = (const float *)c->shortcut.panels + (ll)panel * c->source_channels * PANEL,
                           .bias = c->source_bias + panel * PANEL};
                 for (int y = 0; y < rows; y++)
-                    for (int x = 0; x < columns; x += MR) {
+                    for (int x = 0; x < columns; x += TALL) {
                         t.a = c->source + ((ll)(top + y) * c->width + left + x) * c->source_channels;
                         t.out = result + y * down + x * out_row;
-                        run_tile(F32, 1, min_int(MR, columns - x), &t);
+                        run_tile(F32, 1, min_int(TALL, columns - x), &t);
                     }
             }
             Tile t = {.row = (ll)c->group * in, .stride = stride, .segments = whole ? segments : 1, .row_scale = scales,
@@ -1074,8 +1103,8 @@ static void convolve_piece(void *context, int index, int slot) {
                     t.bias = end && first + t.k == k ? c->bias + panel * PANEL : NULL;
                     t.sums = begin && c->totals ? c->totals + column : NULL;
                     for (int y = 0; y < rows; y++)
-                        for (int x = 0; x < columns; x += MR * c->group) {
-                            const int high = min_int(MR, (columns - x) / c->group);
+                        for (int x = 0; x < columns; x += TALL * c->group) {
+                            const int high = min_int(TALL, (columns - x) / c->group);
                             t.a = a + ((y + py + s) * stride + (x + px) * in + first) * size;
                             float *to = result + y * down + x * out_row;
                             t.out = narrow ? few : to;
@@ -1119,7 +1148,7 @@ int zt_conv_pieces(const Conv *c) {
 int zt_conv(const Conv *c) {
     ConvPlan p = {.c = c};
     plan_pieces(c, &p);
-    p.scratch_size = 8LL * (p.rows + 2) * (p.columns + 2) * c->in + 4 * MR * PANEL + 1024;
+    p.scratch_size = 8LL * (p.rows + 2) * (p.columns + 2) * c->in + 4 * TALL * PANEL + 1024;
     p.scratch_size = round_up(p.scratch_size, 64);
     const int threads = c->threads < 1 ? 1 : min_int(c->threads, MOST_WORKERS + 1);
     p.scratch = borrow(threads * p.scratch_size);

@@ -15,7 +15,9 @@ import platform
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Mapping
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Literal
@@ -23,6 +25,8 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from zturbo.engine.lanes import on_threads
 
 SOURCE = Path(__file__).with_name("kernels.c")
 FLAGS = ("-O3", "-march=native", "-ffp-contract=fast", "-fPIC", "-shared", "-pthread")
@@ -139,6 +143,31 @@ def library() -> ctypes.CDLL:
     except OSError as error:
         raise Unavailable(f"their build does not load: {error}") from error
     return kernels
+
+
+_kernels = threading.local()
+
+
+def threads() -> int:
+    """How many the kernels may use in this thread's call: PyTorch's, or those that `only_kernels` kept for them."""
+    kept: int | None = getattr(_kernels, "threads", None)
+    return torch.get_num_threads() if kept is None else kept
+
+
+@contextmanager
+def only_kernels() -> Iterator[None]:
+    """Leave PyTorch one thread, and the kernels all it had.
+
+    What else a forward does is small, and PyTorch's threads go on spinning afterwards for milliseconds, on the cores
+    that the kernels' threads need.
+    """
+    outer = getattr(_kernels, "threads", None)
+    _kernels.threads = threads()
+    try:
+        with on_threads(1):
+            yield
+    finally:
+        _kernels.threads = outer
 
 
 class WeightsStruct(ctypes.Structure):

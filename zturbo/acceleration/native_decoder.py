@@ -28,10 +28,13 @@ from zturbo.acceleration.native import (
     pack_convolution,
     round_up,
 )
+from zturbo.engine.lanes import on_threads
 from zturbo.models.vae import Attention, Decoder, ResnetBlock, UpBlock
 
 MOST_KEPT = 256 << 20
-"""Bytes of working memory that a decoder keeps for its next picture: enough for 1024x1024 by nano."""
+"""Bytes of working memory that are kept for the next picture: enough for 1024x1024 by nano."""
+_kept: list[Tensor] = []
+"""Working memory of earlier pictures; a picture takes a piece out, so that two side by side have their own."""
 NEIGHBOURS = 4
 """Pixels that the last convolution, to three channels, computes at once, where sizes are multiples of them."""
 
@@ -98,7 +101,7 @@ class Convolution(nn.Module):
             _address(source and source[0]), self.bias.data_ptr(), _address(source and source[1].bias),
             out.data_ptr(), None, weights, shortcut, _address(self.totals),
             height, width, channels, self.channels, 0 if source is None else source[0].shape[2], self.twice,
-            self.group, torch.get_num_threads(),
+            self.group, native.threads(),
         )  # fmt: skip
         kernels, sums = native.library(), None
         if self.channels % PANEL == 0:
@@ -144,31 +147,19 @@ class NativeDecoder(Decoder):
 
     native: nn.ModuleDict
     """By the convolutions' names, with dots as colons."""
-    kept: list[Tensor]
-    """Working memory of earlier pictures; a picture takes a piece out, so that two side by side have their own."""
 
     def forward(self, latents: Tensor) -> Tensor:
         """(B,C,h,w) -> (B,3,h*f,w*f) in the latents' dtype; memory as (B, h*f, w*f, 3)."""
-        memory = self._memory(3 * self._largest(latents))
-        pictures = [
-            self._picture(one.float().permute(1, 2, 0).contiguous(), memory).to(latents.dtype, copy=True)
-            for one in latents
-        ]
-        if memory.nbytes <= MOST_KEPT:
-            self.kept.append(memory)
-        images = torch.stack(pictures) if len(pictures) > 1 else pictures[0].unsqueeze(0)
-        return images.permute(0, 3, 1, 2)
-
-    def _memory(self, count: int) -> Tensor:
-        """(at least `count`,) fp32: fresh memory costs as much time as half the products."""
-        try:
-            memory = self.kept.pop()
-        except IndexError:
-            memory = torch.empty(0)
-        if memory.numel() < count:
-            memory = torch.empty(count)
-            native.library().zt_large_pages(ctypes.c_void_p(memory.data_ptr()), ctypes.c_int64(memory.nbytes))
-        return memory
+        with native.only_kernels():
+            memory = _memory(3 * self._largest(latents))
+            pictures = [
+                self._picture(one.float().permute(1, 2, 0).contiguous(), memory).to(latents.dtype, copy=True)
+                for one in latents
+            ]
+            if memory.nbytes <= MOST_KEPT:
+                _kept.append(memory)
+            images = torch.stack(pictures) if len(pictures) > 1 else pictures[0].unsqueeze(0)
+            return images.permute(0, 3, 1, 2)
 
     def _picture(self, latents: Tensor, memory: Tensor) -> Tensor:
         """(h, w, C) -> (h*f, w*f, 3), which lies in `memory`: three pieces of it go round."""
@@ -209,6 +200,18 @@ class NativeDecoder(Decoder):
         return last.run(hidden, resnet.norm2, source=(x.values, shortcut), room=second)
 
 
+def _memory(count: int) -> Tensor:
+    """(at least `count`,) fp32: fresh memory costs as much time as half the products."""
+    try:
+        memory = _kept.pop()
+    except IndexError:
+        memory = torch.empty(0)
+    if memory.numel() < count:
+        memory = torch.empty(count)
+        native.library().zt_large_pages(ctypes.c_void_p(memory.data_ptr()), ctypes.c_int64(memory.nbytes))
+    return memory
+
+
 def _resnets(block: UpBlock) -> list[ResnetBlock]:
     return cast(list[ResnetBlock], list(block.resnets))
 
@@ -219,8 +222,9 @@ def _free(rooms: list[Tensor], x: Pixels) -> list[Tensor]:
 
 
 def _attend(attention: Attention, x: Pixels) -> Pixels:
-    """Attention over all positions, by PyTorch; sums over its result in pieces of a row of pixels."""
-    values = attention(x.values.permute(2, 0, 1).unsqueeze(0).to(attention.to_q.weight.dtype))
+    """Attention over all positions, by PyTorch on the kernels' threads; sums in pieces of a row of pixels."""
+    with on_threads(native.threads()):
+        values = attention(x.values.permute(2, 0, 1).unsqueeze(0).to(attention.to_q.weight.dtype))
     values = values[0].permute(1, 2, 0).float().contiguous()
     return Pixels(values, torch.stack((values.sum(dim=1), values.square().sum(dim=1)), dim=1))
 
@@ -243,7 +247,7 @@ def nativize_decoder(decoder: Decoder, kind: Kind) -> None:
                 group = NEIGHBOURS if module is decoder.conv_out and len(decoder.up_blocks) > 2 else 1
                 one = Convolution(module, kind, twice="upsamplers" in name, group=group)
             made[name.replace(".", ":")] = one
-    decoder.native, decoder.kept = nn.ModuleDict(made), []
+    decoder.native = nn.ModuleDict(made)
     decoder.__class__ = NativeDecoder
 
 

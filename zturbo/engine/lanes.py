@@ -9,7 +9,7 @@ for a shape, it is computed both ways and compared. The verdict is kept, and tol
 import logging
 import threading
 from collections.abc import Callable, Hashable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -67,15 +67,8 @@ class Lanes:
 
         Its others would go on spinning for milliseconds afterwards, on the cores that the next part needs.
         """
-        if self.count == 1:
+        with nullcontext() if self.count == 1 else on_threads(1):
             yield
-            return
-        before = torch.get_num_threads()
-        _take(1)
-        try:
-            yield
-        finally:
-            _take(before)
 
     @contextmanager
     def alone(self) -> Iterator[None]:
@@ -105,10 +98,17 @@ class Lanes:
 
 
 def _on(threads: int, part: Callable[[], Tensor]) -> Tensor:
-    before = torch.get_num_threads()
-    _take(threads)
-    try:
+    with on_threads(threads):
         return part()
+
+
+@contextmanager
+def on_threads(count: int) -> Iterator[None]:
+    """Have PyTorch compute on so many threads in here, for the calling thread."""
+    before = torch.get_num_threads()
+    _take(count)
+    try:
+        yield
     finally:
         _take(before)
 

@@ -153,7 +153,7 @@ class Pipeline:
 
     @torch.inference_mode()
     def _advance(self, walk: Iterator[Step]) -> Step | None:
-        """The next step; neither inference mode nor fewer threads must stay on in the caller's code between two steps."""
+        """The next step; inference mode and the one thread must not stay on in the caller's code between two steps."""
         with self.lanes.between():
             return next(walk, None)
 
@@ -169,4 +169,3 @@ class Pipeline:
 
     def _decoded(self, z: Tensor) -> Tensor:
         return self.vae.decode(z) if self.tile is None else decode_tiled(self.vae, z, self.tile)
-
