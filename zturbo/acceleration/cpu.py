@@ -207,13 +207,14 @@ def decoder_unfit(pipeline: Pipeline) -> str | None:
 
 @judged_once
 def integers_unfit(pipeline: Pipeline) -> str | None:
-    """Why products are not done in integers."""
-    return native_unfit(pipeline) or decoder_unfit(pipeline) or integers_trial(pipeline)
+    """Why the blocks' products are not done in integers."""
+    return native_unfit(pipeline) or transformer_trial(pipeline, integer_kind())
 
 
-def integers_trial(pipeline: Pipeline) -> str | None:
-    """Why integers cannot be trusted here, or None."""
-    return transformer_trial(pipeline, integer_kind()) or decoder_trial(pipeline, integer_kind())
+@judged_once
+def integer_decoder_unfit(pipeline: Pipeline) -> str | None:
+    """Why the decoder's products are not done in integers."""
+    return decoder_unfit(pipeline) or decoder_trial(pipeline, integer_kind())
 
 
 @torch.inference_mode()
@@ -273,9 +274,13 @@ def decoder_bytes(pipeline: Pipeline) -> int:
 
 
 def integer_bytes(pipeline: Pipeline) -> int:
-    """The same of both in integers."""
-    values = _block_values(pipeline) + native_decoder.values(pipeline.vae.decoder)
-    return values * native.STORAGE[integer_kind()].itemsize + _end_bytes(pipeline)
+    """The same of the blocks in integers."""
+    return _block_values(pipeline) * native.STORAGE[integer_kind()].itemsize + _end_bytes(pipeline)
+
+
+def integer_decoder_bytes(pipeline: Pipeline) -> int:
+    """The same of the decoder in integers."""
+    return native_decoder.values(pipeline.vae.decoder) * native.STORAGE[integer_kind()].itemsize
 
 
 def _end_bytes(pipeline: Pipeline) -> int:
@@ -302,8 +307,12 @@ def to_native_decoder(pipeline: Pipeline) -> None:
 
 
 def to_integers(pipeline: Pipeline) -> None:
-    """Give a fork's blocks and decoder integer products."""
+    """Give a fork's blocks integer products."""
     nativize(pipeline.transformer, integer_kind())
+
+
+def to_integer_decoder(pipeline: Pipeline) -> None:
+    """Give a fork's decoder integer products."""
     native_decoder.nativize_decoder(pipeline.vae.decoder, integer_kind())
 
 

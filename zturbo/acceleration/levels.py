@@ -59,12 +59,21 @@ CPU = ("cpu",)
 NATIVE = Pass("native blocks", True, cpu.native_unfit, cpu.to_native, cpu.native_bytes, native.build, CPU)
 DECODER = Pass("native decoder", True, cpu.decoder_unfit, cpu.to_native_decoder, cpu.decoder_bytes, native.build, CPU)
 INTEGERS = Pass("integer products", False, cpu.integers_unfit, cpu.to_integers, cpu.integer_bytes, native.build, CPU)
+INTEGER_DECODER = Pass(
+    "integer decoder",
+    False,
+    cpu.integer_decoder_unfit,
+    cpu.to_integer_decoder,
+    cpu.integer_decoder_bytes,
+    native.build,
+    CPU,
+)
 GUESSES = Pass("extrapolated forwards", False, cpu.guess_unfit, cpu.guess_forwards, devices=CPU)
 
 LEVELS: Table = {
     "none": (FUSED, GRAPHS, NATIVE, DECODER),
-    "regular": (INT8, FUSED, GRAPHS, NATIVE, DECODER, INTEGERS),
-    "high": (FP8, INT8_INSTEAD, FUSED, GRAPHS, NATIVE, DECODER, INTEGERS, GUESSES),
+    "regular": (INT8, FUSED, GRAPHS, NATIVE, DECODER, INTEGERS, INTEGER_DECODER),
+    "high": (FP8, INT8_INSTEAD, FUSED, GRAPHS, NATIVE, DECODER, INTEGERS, INTEGER_DECODER, GUESSES),
 }
 """On CUDA a level's graphs come last: a graph keeps what it was recorded of."""
 
