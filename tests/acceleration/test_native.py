@@ -285,6 +285,40 @@ def test_kernels_that_compute_something_else_are_left_out(tiny_folder: Path, mon
     assert "no native blocks: their result is off by " in str(engine.levels["none"])
 
 
+@pytest.fixture(scope="module")
+def tiles(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
+    """The kernels with matrix tiles, which are computed in plain C."""
+    if "avx512bw" not in native.features():
+        pytest.skip("this processor has no AVX-512, which the code around the tiles is written in")
+    program, made = native.compiler(), tmp_path_factory.mktemp("tiles") / "tiles.so"
+    assert program is not None
+    general = [flag for flag in native.FLAGS if flag != "-march=native"]
+    front = str(Path(__file__).with_name("matrix_tiles.h"))
+    command = [program, *general, "-mfma", "-mavx512f", "-mavx512bw", "-Wall", "-Wextra", "-Werror", "-include", front]
+    subprocess.run([*command, str(native.SOURCE), "-o", str(made), "-lm"], check=True)
+    return ctypes.CDLL(str(made))
+
+
+@pytest.mark.parametrize("kind", ["bf16", "int8"])
+@pytest.mark.parametrize("members", [SMALL, LARGE], ids=["small", "large"])
+@pytest.mark.parametrize(("slots", "rows"), [(1, 1), (7, 7), (61, 61), (157, 150)])
+def test_a_block_in_matrix_tiles_computes_what_the_eager_one_does(
+    kind: Kind, members: dict[str, object], slots: int, rows: int, tiles: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(native, "library", lambda: tiles)
+    test_a_block_computes_what_the_eager_one_does(kind, members, slots, rows)
+
+
+@pytest.mark.parametrize("kind", ["bf16", "int8"])
+@pytest.mark.parametrize("name", VAES)
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (5, 7), (3, 18)])
+def test_a_decoder_in_matrix_tiles_computes_what_the_eager_one_does(
+    kind: Kind, name: str, height: int, width: int, tiles: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(native, "library", lambda: tiles)
+    test_a_decoder_computes_what_the_eager_one_does(kind, name, height, width)
+
+
 AVX512 = ("-mavx512f", "-mavx512bw", "-mavx512vnni", "-mavx512bf16")
 
 
