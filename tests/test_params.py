@@ -1,6 +1,7 @@
 """What a request may ask for, and how it is told what is wrong."""
 
 import json
+from math import inf, nan
 from typing import Any
 
 import pytest
@@ -191,6 +192,16 @@ def test_a_wrong_size_names_the_nearest_right_one(width: int, height: int) -> No
         parse_size(text)
     hint = caught.value.problems[0].hint.rpartition(" ")[2]
     assert parse_size(hint) in (nearest, (1024, 768))
+
+
+@pytest.mark.parametrize(
+    ("side", "near"),
+    [(513.5, 512), (1000.0, 992), (-3.2, 512), (inf, 2048), (-inf, 512), (nan, 1024), ("512", 1024), (True, 1024)],
+)
+def test_a_side_that_is_no_integer_names_the_nearest_right_one(side: object, near: int) -> None:
+    with pytest.raises(InvalidInput) as caught:
+        parse_size({"width": side, "height": 512})
+    assert caught.value.problems[0].hint == f"nearest valid value: {near}"
 
 
 @pytest.mark.parametrize(("text", "near"), [("landscape", "landscape_"), ("Square", "square"), ("??", "1024x768")])

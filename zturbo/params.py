@@ -155,7 +155,7 @@ def _read_sides(value: Mapping[object, object], path: tuple[str, ...]) -> tuple[
         side = value.get(name)
         if side is None:
             side = default
-        nearest = nearest_side(side) if _is_whole(side) else default
+        nearest = nearest_side(round(min(max(side, MIN_SIDE), MAX_SIDE))) if _is_number(side) else default
         if _is_whole(side) and side == nearest:
             sides.append(side)
         else:
@@ -168,6 +168,11 @@ def _read_sides(value: Mapping[object, object], path: tuple[str, ...]) -> tuple[
 def _is_whole(value: object) -> TypeGuard[int]:
     """Whether it is an integer; True and False are not."""
     return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: object) -> TypeGuard[float]:
+    """Whether something lies near it: an integer or a float, infinities too."""
+    return _is_whole(value) or (isinstance(value, float) and not isnan(value))
 
 
 def _read_prompt(value: object, path: tuple[str, ...]) -> str:
@@ -192,7 +197,7 @@ def _whole(low: int, high: int) -> Callable[[object, tuple[str, ...]], int]:
         if _is_whole(value) and low <= value <= high:
             return value
         nearest: object = ""
-        if _is_whole(value) or (isinstance(value, float) and not isnan(value)):
+        if _is_number(value):
             nearest = round(min(max(value, low), high))
         raise _refused(path, f"an integer from {low} to {high}", value, nearest)
 
