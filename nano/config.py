@@ -101,6 +101,18 @@ class Profile:
     seed: int = 20
 
 
+_CPU_SHARES = (
+    (512, 512, 0.48),
+    (768, 512, 0.07),
+    (512, 768, 0.07),
+    (1440, 512, 0.18),
+    (1024, 768, 0.08),
+    (768, 1024, 0.05),
+    (1024, 576, 0.03),
+    (576, 1024, 0.02),
+    (1024, 1024, 0.02),
+)
+
 CPU = Profile(
     name="cpu",
     world=SMALL,
@@ -114,10 +126,10 @@ CPU = Profile(
     vae_crop=128,
     transformer=TransformerShape(),
     buckets=(
-        Bucket(512, 512, 16384),
-        Bucket(768, 512, 2048),
-        Bucket(512, 768, 2048),
-        Bucket(1440, 512, 3072, lounging=0.5),
+        Bucket(512, 512, 32768),
+        Bucket(768, 512, 3072),
+        Bucket(512, 768, 3072),
+        Bucket(1440, 512, 4096, lounging=0.5),
         Bucket(1024, 768, 2048),
         Bucket(768, 1024, 1024),
         Bucket(1024, 1024, 1024),
@@ -138,28 +150,13 @@ CPU = Profile(
             ),
             tokens_per_batch=3072,
             steps=4000,
-            floor=0.5,
+            peak=0.7,
+            floor=0.75,
             coarse=0.75,
             kept=0.5,
         ),
-        Stage(
-            buckets=(
-                (512, 512, 0.48),
-                (768, 512, 0.07),
-                (512, 768, 0.07),
-                (1440, 512, 0.18),
-                (1024, 768, 0.08),
-                (768, 1024, 0.05),
-                (1024, 576, 0.03),
-                (576, 1024, 0.02),
-                (1024, 1024, 0.02),
-            ),
-            tokens_per_batch=3072,
-            steps=3000,
-            peak=0.5,
-            floor=0.0,
-            coarse=0.7,
-        ),
+        Stage(buckets=_CPU_SHARES, tokens_per_batch=3072, steps=3000, peak=0.525, floor=0.5, coarse=0.75, kept=0.5),
+        Stage(buckets=_CPU_SHARES, tokens_per_batch=3072, steps=3000, peak=0.2625, floor=0.0, coarse=0.7),
     ),
     distill_steps=0,
     judge_steps=1500,
