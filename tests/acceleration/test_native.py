@@ -29,6 +29,10 @@ LARGE = SMALL | {"dim": 528, "n_heads": 11, "n_kv_heads": 11, "axes_dims": [16, 
 """Heads of 48 channels, and more than one pass over k."""
 
 
+WIDE = SMALL | {"dim": 800, "n_heads": 10, "n_kv_heads": 10, "axes_dims": [16, 32, 32], "n_layers": 1}
+"""More than one of the longest passes over k, in the feed-forward's second product."""
+
+
 @pytest.fixture(scope="module", autouse=True)
 def _built() -> None:
     try:
@@ -68,6 +72,12 @@ def test_a_block_computes_what_the_eager_one_does(
     found = block(x, rope, modulation, rows)
     assert found.shape == expected.shape
     assert off(found, expected) < ERRORS[kind]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_sums_of_several_passes(kind: Kind) -> None:
+    assert TransformerConfig.from_dict(WIDE, "test").hidden_dim > native.PASS
+    test_a_block_computes_what_the_eager_one_does(kind, WIDE, 9, 9)
 
 
 VAES = {
@@ -307,6 +317,14 @@ def test_a_block_in_matrix_tiles_computes_what_the_eager_one_does(
 ) -> None:
     monkeypatch.setattr(native, "library", lambda: tiles)
     test_a_block_computes_what_the_eager_one_does(kind, members, slots, rows)
+
+
+@pytest.mark.parametrize("kind", ["bf16", "int8"])
+def test_sums_of_several_passes_in_matrix_tiles(
+    kind: Kind, tiles: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(native, "library", lambda: tiles)
+    test_sums_of_several_passes(kind)
 
 
 @pytest.mark.parametrize("kind", ["bf16", "int8"])

@@ -42,7 +42,8 @@
 #define VECTOR(x) __m256##x
 #endif
 #define NV (PANEL / W) /* vectors of a panel's row */
-#define KC 512         /* k of one pass over a panel: 32 KB in fp32; also where integer sums become floats */
+#define KC 512         /* k of one pass over a panel: 32 KB in fp32; sums of I16 must become floats after it */
+#define LONG_KC 2048   /* the same for BF16 and I8 */
 
 typedef float vf __attribute__((vector_size(4 * W), aligned(4)));
 typedef int32_t vi __attribute__((vector_size(4 * W), aligned(4)));
@@ -430,7 +431,7 @@ typedef struct {
     int32_t kind, k, count; /* k a multiple of 16; count of panels */
 } Weights;
 
-static const int SIZES[4] = {4, 2, 2, 1};
+static const int SIZES[4] = {4, 2, 2, 1}, PASSES[4] = {KC, KC, LONG_KC, LONG_KC};
 
 /* Largest magnitude among vectors; NaN where a value is not finite, which no maximum and no integer would tell. */
 typedef struct {
@@ -581,8 +582,8 @@ static void product_in_tiles(const Weights *w, const void *a, ll row, const floa
         t.panel = (const char *)w->panels + (ll)panel * w->k * PANEL * size;
         t.out = out + place_of(panel, out_row);
         if (w->scales) t.column_scale = w->scales + panel * PANEL;
-        for (int first = 0; w->kind == I8 && first < w->k; first += KC) /* rows were stored + 128 */
-            shift += *(const vi *)(w->sums + ((ll)(first / KC) * w->count + panel) * PANEL) * 128;
+        for (int first = 0; w->kind == I8 && first < w->k; first += LONG_KC) /* rows were stored + 128 */
+            shift += *(const vi *)(w->sums + ((ll)(first / LONG_KC) * w->count + panel) * PANEL) * 128;
         rows_in_tiles(w->kind, rows, &t, shift);
         if (after) after(context, panel);
     }
@@ -602,17 +603,17 @@ static void product(const Weights *w, const void *a, ll row, const float *row_sc
         return;
     }
 #endif
-    const int size = SIZES[w->kind];
+    const int size = SIZES[w->kind], pass = PASSES[w->kind];
     const ll apart = (ll)w->k * PANEL * size;
-    for (int first = 0; first < w->k; first += KC) {
-        const int k = min_int(KC, w->k - first), last = first + k == w->k;
+    for (int first = 0; first < w->k; first += pass) {
+        const int k = min_int(pass, w->k - first), last = first + k == w->k;
         for (int panel = 0; panel < w->count; panel += PANELS) {
             const int panels = min_int(PANELS, w->count - panel);
             float *to = out + place_of(panel, out_row);
             Tile t = {.row = row, .apart = apart, .segments = 1, .k = k, .before_row = out_row, .out_row = out_row};
             t.panel = (const char *)w->panels + panel * apart + (ll)first * PANEL * size;
             if (w->scales) t.column_scale = w->scales + panel * PANEL;
-            if (w->sums) t.sums = w->sums + ((ll)(first / KC) * w->count + panel) * PANEL;
+            if (w->sums) t.sums = w->sums + ((ll)(first / pass) * w->count + panel) * PANEL;
             for (int r = 0; r < rows; r += MR) {
                 t.a = (const char *)a + (r * row + first) * size;
                 t.row_scale = row_scale + r;
@@ -821,7 +822,7 @@ static void silu_panel(void *context, int panel) {
 }
 
 /* Gates are needed few panels at a time where a panel is finished in one pass. */
-static int gates_width(const Block *b) { return (b->w13.k <= KC ? PANELS : b->w13.count) * PANEL; }
+static int gates_width(const Block *b) { return (b->w13.k <= PASSES[b->w13.kind] ? PANELS : b->w13.count) * PANEL; }
 
 /* All that follows attention, for some rows: out-projection, norm, gate, residual; feed-forward likewise. */
 static void finish_rows(void *context, int index, int slot) {
@@ -865,16 +866,22 @@ static int attention_kind(int kind) {
     return kind == BF16 ? BF16 : F32;
 }
 
+/* Rows of a task: at most so many, and as many tasks for one thread as for another. */
+static int rows_of_task(int rows, int most, int threads, int step) {
+    const ll tasks = round_up((rows + most - 1) / most, threads);
+    return min_int(most, (int)round_up((rows + tasks - 1) / tasks, step));
+}
+
 /* One block; 0, or 1 where there is no memory. `out` may be `x`. Sizes: dim a multiple of 16, head even. */
 int zt_block(const Block *b) {
     Plan p = {.b = b, .wide = (int)round_up(b->head, PANEL), .slots = (int)round_up(b->slots, PANEL)};
-    p.rows_at_once = b->dim <= 512 && !IN_TILES(b->qkv.kind) ? 24 : b->dim <= 1024 ? 48 : 144;
+    const int threads = b->threads < 1 ? 1 : min_int(b->threads, MOST_WORKERS + 1), tiles = IN_TILES(b->qkv.kind);
+    p.rows_at_once = rows_of_task(b->slots, b->dim <= 512 && !tiles ? 24 : b->dim <= 1024 ? 48 : 144, threads, tiles ? 16 : MR);
     p.kind = attention_kind(b->qkv.kind);
     p.queries = IN_TILES(p.kind) ? (p.slots <= 2048 ? 48 : 16) : p.slots <= 2048 ? 24 : 12;
     const ll rows = p.rows_at_once, each = (ll)b->heads * p.slots * p.wide, most = max_int(b->dim, b->w2.k);
     ll floats = max_int(b->dim + 3 * b->heads * p.wide, 2 * b->dim + gates_width(b) + b->w2.k) + most + 1;
     p.scratch_size = round_up(max_int(4 * rows * floats, 4LL * p.queries * p.slots), 64) + 1024;
-    const ll threads = b->threads < 1 ? 1 : min_int(b->threads, MOST_WORKERS + 1);
     char *memory = borrow((3 * SIZES[p.kind] + 4) * each + threads * p.scratch_size);
     if (!memory) return 1;
     const ll part = each * SIZES[p.kind];
@@ -882,9 +889,9 @@ int zt_block(const Block *b) {
     p.scratch = (char *)(p.mixed + each);
     if (p.slots > b->slots) memset(p.k, 0, 2 * part);
     const int tasks = (b->slots + p.rows_at_once - 1) / p.rows_at_once;
-    share((int)threads, tasks, project_rows, &p);
-    share((int)threads, b->heads * ((b->rows + p.queries - 1) / p.queries), attend_rows, &p);
-    share((int)threads, (b->rows + p.rows_at_once - 1) / p.rows_at_once, finish_rows, &p);
+    share(threads, tasks, project_rows, &p);
+    share(threads, b->heads * ((b->rows + p.queries - 1) / p.queries), attend_rows, &p);
+    share(threads, (b->rows + p.rows_at_once - 1) / p.rows_at_once, finish_rows, &p);
     hand_back(memory);
     return 0;
 }
@@ -1060,7 +1067,7 @@ static void convolve_piece(void *context, int index, int slot) {
     for (int r = 0; r < WIDEST; r++) scales[r] = scale;
 
     const int segments = c->doubled ? 2 : 3, k = (c->doubled ? 2 : c->group + 2) * in; /* k of a row of pixels */
-    const int whole = segments * k <= (w->kind == F32 ? 640 : KC);                      /* in one pass over the panel */
+    const int whole = segments * k <= (w->kind == F32 ? 640 : PASSES[w->kind]);        /* in one pass over the panel */
     for (int place = 0; place < places; place++) {
         const int py = place >> 1, px = place & 1;
         for (int panel = 0; panel < w->count; panel++) {

@@ -35,8 +35,8 @@ FEATURES = ("avx2", "fma", "avx512f", "avx512bw", "avx512_bf16", "avx512_vnni", 
 BUILD_TIMEOUT_S = 300
 PANEL = 16
 """Columns of a panel of weights; also what widths are rounded up to."""
-PASS = 512
-"""k of one pass over a panel (`KC` of kernels.c)."""
+PASS = 2048
+"""k of one pass over a panel in int8 (`LONG_KC` of kernels.c): after each the sums become floats."""
 
 Kind = Literal["fp32", "int16", "bf16", "int8"]
 KINDS: tuple[Kind, ...] = ("fp32", "int16", "bf16", "int8")
@@ -244,7 +244,7 @@ def pack(weight: Tensor, kind: Kind) -> Packed:
         scales = weight.abs().amax(dim=1).clamp_min(1e-30) / LIMITS[kind]
         weight = (weight / scales[:, None]).round_()
         if kind == "int8":
-            passes = F.pad(weight, (0, -k % PASS)).unflatten(1, (-1, PASS))  # (N, passes, 512)
+            passes = F.pad(weight, (0, -k % PASS)).unflatten(1, (-1, PASS))  # (N, passes, PASS)
             sums = passes.sum(dim=2).t().to(torch.int32).contiguous()
     at_once = AT_ONCE[kind]
     panels = weight.to(STORAGE[kind]).view(n // PANEL, PANEL, k // at_once, at_once).permute(0, 2, 1, 3).contiguous()
