@@ -231,6 +231,23 @@ def test_levels_say_which_kernels_draw(tiny_folder: Path) -> None:
         assert ", integer decoder (+" in str(engine.levels["regular"])
 
 
+def test_down_projections_have_8_bits_at_high_only(tiny_folder: Path) -> None:
+    engine = Engine.load(str(tiny_folder), LoadOptions(device="cpu", dtype="float32"))
+
+    def kinds(level: str) -> set[str]:
+        blocks = [
+            one for one in engine.levels[level].pipeline.transformer.modules() if isinstance(one, cpu.NativeBlock)
+        ]
+        return {kind for block in blocks for kind in (block.native.w13.kind, block.native.w2.kind)}
+
+    assert kinds("none") == {"fp32"}
+    if cpu.integer_kind() == "int8":
+        assert (kinds("high"), kinds("regular")) == ({"int8"}, {"int8", "fp32"})
+    else:
+        assert (kinds("high"), kinds("regular")) == ({"int16"}, {"int16"})
+        assert "no 8-bit down projections: they are in 12 bits" in str(engine.levels["high"])
+
+
 def test_a_model_that_does_not_fit_twice_is_told(tiny_folder: Path) -> None:
     pipeline = Engine.load(str(tiny_folder), LoadOptions(device="cpu", dtype="float32")).pipeline
     reason = Levels(pipeline, spare_bytes=0)["none"].left_out["native blocks"]

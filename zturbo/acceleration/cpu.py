@@ -45,19 +45,19 @@ TRIAL_LATENTS = (6, 7)
 
 
 class BlockWeights(nn.Module):
-    """A block's products in the kernels' layout, and its head norms in fp32."""
+    """A block's products in the kernels' layout, the down projection (w2) of a kind of its own; head norms in fp32."""
 
     norm_q: Tensor
     norm_k: Tensor
 
-    def __init__(self, block: Block, kind: Kind) -> None:
+    def __init__(self, block: Block, kind: Kind, down: Kind) -> None:
         super().__init__()
         attention, feed_forward = block.attention, block.feed_forward
         heads = attention.heads
         self.qkv = pack(pad_heads(attention.to_qkv.weight, 3 * heads, 0), kind)
         self.to_out = pack(pad_heads(attention.to_out[0].get_parameter("weight"), heads, 1), kind)
         self.w13 = pack(interleave(feed_forward.w13.weight), kind)
-        self.w2 = pack(feed_forward.w2.weight, kind)
+        self.w2 = pack(feed_forward.w2.weight, down)
         self.register_buffer("norm_q", attention.norm_q.weight.float(), persistent=False)
         self.register_buffer("norm_k", attention.norm_k.weight.float(), persistent=False)
 
@@ -156,17 +156,23 @@ def _of(values: Tensor, picture: int, axes: int) -> Tensor:
     return values if values.ndim == axes else values[picture if values.shape[0] > 1 else 0]
 
 
-def nativize(transformer: ZImageTransformer, kind: Kind) -> None:
-    """Give a loaded transformer and its blocks the native forward with products of a kind; parameters stay."""
+def nativize(transformer: ZImageTransformer, kind: Kind, down: Kind | None = None) -> None:
+    """Give a loaded transformer and its blocks the native forward; parameters stay.
+
+    Args:
+        transformer: eager.
+        kind: of the products' operands.
+        down: of those of the down projections; left out, it is `kind`.
+    """
     for module in list(transformer.modules()):
         if isinstance(module, Block):
-            _nativize(module, kind)
+            _nativize(module, kind, down or kind)
     transformer.native = Ends(transformer)
     transformer.__class__ = NativeTransformer
 
 
-def _nativize(block: Block, kind: Kind) -> None:
-    block.native = BlockWeights(block, kind)
+def _nativize(block: Block, kind: Kind, down: Kind) -> None:
+    block.native = BlockWeights(block, kind, down)
     block.__class__ = NativeBlock
 
 
@@ -178,6 +184,15 @@ def exact_kind(dtype: torch.dtype) -> Kind:
 def integer_kind() -> Kind:
     """The fastest integers: 8 bits where one instruction multiplies four of them, 12 bits in pairs elsewhere."""
     return "int8" if "avx512_vnni" in native.features() else "int16"
+
+
+def down_kind(dtype: torch.dtype) -> Kind:
+    """Operands of the down projections among integers: exact ones beside 8 bits.
+
+    The published model's hidden values reach 6.6e4 in few channels of few tokens; a row's scale follows them, and eight
+    bits leave nothing of its other channels. Twelve do (docs/log.md).
+    """
+    return exact_kind(dtype) if integer_kind() == "int8" else integer_kind()
 
 
 @judged_once
@@ -208,7 +223,15 @@ def decoder_unfit(pipeline: Pipeline) -> str | None:
 @judged_once
 def integers_unfit(pipeline: Pipeline) -> str | None:
     """Why the blocks' products are not done in integers."""
-    return native_unfit(pipeline) or transformer_trial(pipeline, integer_kind())
+    return native_unfit(pipeline) or transformer_trial(pipeline, integer_kind(), down_kind(pipeline.dtype))
+
+
+@judged_once
+def integer_down_unfit(pipeline: Pipeline) -> str | None:
+    """Why the down projections are not done in 8 bits as well."""
+    if (kind := integer_kind()) != "int8":
+        return "they are in 12 bits, as the other products"
+    return native_unfit(pipeline) or transformer_trial(pipeline, kind)
 
 
 @judged_once
@@ -218,7 +241,7 @@ def integer_decoder_unfit(pipeline: Pipeline) -> str | None:
 
 
 @torch.inference_mode()
-def transformer_trial(pipeline: Pipeline, kind: Kind) -> str | None:
+def transformer_trial(pipeline: Pipeline, kind: Kind, down: Kind | None = None) -> str | None:
     """Why the kernels cannot be trusted here, or None: the model with its first block only, native beside eager."""
     config = pipeline.transformer.config
     rows, columns, captions = TRIAL_SLOTS
@@ -229,7 +252,7 @@ def transformer_trial(pipeline: Pipeline, kind: Kind) -> str | None:
     whole = pipeline.transformer.modulation(torch.tensor([0.5]))
     modulation = Modulation(whole.blocks[-1:], whole.final)
     eager, trial = shortened(pipeline.transformer), shortened(pipeline.transformer)
-    nativize(trial, kind)
+    nativize(trial, kind, down)
     found, expected = (one.predict(patches, caption, modulation, rope) for one in (trial, eager))
     return _judge(found, expected, kind, pipeline.dtype)
 
@@ -275,7 +298,14 @@ def decoder_bytes(pipeline: Pipeline) -> int:
 
 def integer_bytes(pipeline: Pipeline) -> int:
     """The same of the blocks in integers."""
-    return _block_values(pipeline) * native.STORAGE[integer_kind()].itemsize + _end_bytes(pipeline)
+    down, size = _down_values(pipeline), native.STORAGE[integer_kind()].itemsize
+    exact = native.STORAGE[down_kind(pipeline.dtype)].itemsize
+    return (_block_values(pipeline) - down) * size + down * exact + _end_bytes(pipeline)
+
+
+def integer_down_bytes(pipeline: Pipeline) -> int:
+    """The same of the down projections in 8 bits."""
+    return _down_values(pipeline)
 
 
 def integer_decoder_bytes(pipeline: Pipeline) -> int:
@@ -292,8 +322,17 @@ def _end_bytes(pipeline: Pipeline) -> int:
 def _block_values(pipeline: Pipeline) -> int:
     config = pipeline.transformer.config
     heads = 4 * config.dim * config.n_heads * native.round_up(config.head_dim)
-    blocks = config.n_layers + 2 * config.n_refiner_layers
-    return blocks * (heads + 3 * config.dim * native.round_up(config.hidden_dim))
+    return _blocks(pipeline) * heads + 3 * _down_values(pipeline)
+
+
+def _down_values(pipeline: Pipeline) -> int:
+    config = pipeline.transformer.config
+    return _blocks(pipeline) * config.dim * native.round_up(config.hidden_dim)
+
+
+def _blocks(pipeline: Pipeline) -> int:
+    config = pipeline.transformer.config
+    return config.n_layers + 2 * config.n_refiner_layers
 
 
 def to_native(pipeline: Pipeline) -> None:
@@ -308,7 +347,14 @@ def to_native_decoder(pipeline: Pipeline) -> None:
 
 def to_integers(pipeline: Pipeline) -> None:
     """Give a fork's blocks integer products."""
-    nativize(pipeline.transformer, integer_kind())
+    nativize(pipeline.transformer, integer_kind(), down_kind(pipeline.dtype))
+
+
+def to_integer_down(pipeline: Pipeline) -> None:
+    """Give a fork's blocks down projections in 8 bits."""
+    for module in pipeline.transformer.modules():
+        if isinstance(module, NativeBlock):
+            module.native.w2 = pack(module.feed_forward.w2.weight, integer_kind())
 
 
 def to_integer_decoder(pipeline: Pipeline) -> None:

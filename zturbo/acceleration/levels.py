@@ -68,12 +68,21 @@ INTEGER_DECODER = Pass(
     native.build,
     CPU,
 )
+INTEGER_DOWN = Pass(
+    "8-bit down projections",
+    False,
+    cpu.integer_down_unfit,
+    cpu.to_integer_down,
+    cpu.integer_down_bytes,
+    native.build,
+    CPU,
+)
 GUESSES = Pass("extrapolated forwards", False, cpu.guess_unfit, cpu.guess_forwards, devices=CPU)
 
 LEVELS: Table = {
     "none": (FUSED, GRAPHS, NATIVE, DECODER),
     "regular": (INT8, FUSED, GRAPHS, NATIVE, DECODER, INTEGERS, INTEGER_DECODER),
-    "high": (FP8, INT8_INSTEAD, FUSED, GRAPHS, NATIVE, DECODER, INTEGERS, INTEGER_DECODER, GUESSES),
+    "high": (FP8, INT8_INSTEAD, FUSED, GRAPHS, NATIVE, DECODER, INTEGERS, INTEGER_DECODER, INTEGER_DOWN, GUESSES),
 }
 """On CUDA a level's graphs come last: a graph keeps what it was recorded of."""
 
