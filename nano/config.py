@@ -101,7 +101,7 @@ class Profile:
     seed: int = 20
 
 
-_CPU_SHARES = (
+_CPU_SHARES = (  # width, height, share: of the later stages, more of the published example's size and of large ones
     (512, 512, 0.48),
     (768, 512, 0.07),
     (512, 768, 0.07),

@@ -102,9 +102,8 @@ def test_a_prompt_in_a_picture_out(run: Callable[..., Told], one_step: list[str]
     assert (read["width"], read["height"], read["ai_generated"]) == (512, 512, True)
     version = read["settings"].pop("model_version")
     assert version.startswith("tiny@")
-    level = Engine.load(str(model), LoadOptions(dtype="float32")).levels[
-        "regular"
-    ]  # what draws depends on the processor
+    engine = Engine.load(str(model), LoadOptions(dtype="float32"))
+    level = engine.levels["regular"]  # what draws depends on the processor
     assert read["settings"] == {
         "prompt": PROMPT, "seed": 7, "width": 512, "height": 512, "steps": 1, "acceleration": level.drawn,
         "model": "tiny", "software_version": zturbo.__version__,

@@ -3,6 +3,7 @@
 import ctypes
 import shutil
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -26,7 +27,7 @@ SMALL = {
     "t_scale": 1000.0, "axes_dims": [8, 12, 12], "axes_lens": [1536, 512, 512],
 }  # fmt: skip
 LARGE = SMALL | {"dim": 528, "n_heads": 11, "n_kv_heads": 11, "axes_dims": [16, 16, 16], "n_layers": 1}
-"""Heads of 48 channels, and more than one pass over k."""
+"""Heads of 48 channels, and more than one of the shorter passes over k (fp32, int16)."""
 
 
 WIDE = SMALL | {"dim": 800, "n_heads": 10, "n_kv_heads": 10, "axes_dims": [16, 32, 32], "n_layers": 1}
@@ -246,6 +247,37 @@ def test_down_projections_have_8_bits_at_high_only(tiny_folder: Path) -> None:
     else:
         assert (kinds("high"), kinds("regular")) == ({"int16"}, {"int16"})
         assert "no 8-bit down projections: they are in 12 bits" in str(engine.levels["high"])
+
+
+def test_a_pass_goes_without_the_one_that_it_follows(tiny_folder: Path) -> None:
+    pipeline = Engine.load(str(tiny_folder), LoadOptions(device="cpu", dtype="float32")).pipeline
+    high = Levels(pipeline, spare_bytes=cpu.integer_down_bytes(pipeline) + 1)["high"]
+    assert "integer products" in high.left_out
+    assert high.left_out["8-bit down projections"] == "there are no integer products"
+
+
+def test_forwards_leave_pytorch_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And the kernels all: what is seen where the network and the decoder are at work."""
+    seen, before = list[tuple[int, int]](), torch.get_num_threads()
+    model, painter = transformer(SMALL), decoder("nano")
+    cpu.nativize(model, "fp32")
+    nativize_decoder(painter, "fp32")
+    for of, name in ((cpu.NativeTransformer, "predict"), (native_decoder.NativeDecoder, "_picture")):
+        whole = getattr(of, name)
+
+        def look(*arguments: object, whole: Callable[..., object] = whole) -> object:
+            seen.append((torch.get_num_threads(), native.threads()))
+            return whole(*arguments)
+
+        monkeypatch.setattr(of, name, look)
+    try:
+        torch.set_num_threads(3)
+        model(torch.randn(1, 4, 8, 8), torch.randn(1, 32, 96), model.modulation(torch.tensor([0.3])))
+        painter(torch.randn(1, 16, 4, 5))
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+    assert seen == [(1, 3), (1, 3)]
 
 
 def test_a_model_that_does_not_fit_twice_is_told(tiny_folder: Path) -> None:

@@ -37,6 +37,7 @@ class Pass:
         bytes_needed: device memory that `apply` takes beside the weights.
         build: compiles what `unfit` then looks for; may take minutes the first time, and nothing afterwards.
         devices: where it is offered at all; elsewhere it is not even mentioned.
+        follows: the pass that it changes; where a level does without that one, it does without this one.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Pass:
     bytes_needed: Callable[[Pipeline], int] = lambda _pipeline: 0
     build: Callable[[], None] | None = None
     devices: tuple[str, ...] = ("cpu", "cuda", "mps")
+    follows: "Pass | None" = None
 
 
 Table = Mapping[str, tuple[Pass, ...]]
@@ -76,6 +78,7 @@ INTEGER_DOWN = Pass(
     cpu.integer_down_bytes,
     native.build,
     CPU,
+    INTEGERS,
 )
 GUESSES = Pass("extrapolated forwards", False, cpu.guess_unfit, cpu.guess_forwards, devices=CPU)
 
@@ -155,6 +158,8 @@ class Levels:
             shared = any(lower[: len(chosen) + 1] == (*chosen, one) for lower in self._chosen.values())
             needed = 0 if shared else one.bytes_needed(self._pipeline)
             reason = one.unfit(self._pipeline)
+            if one.follows is not None and one.follows not in chosen:
+                reason = f"there are no {one.follows.name}"
             if reason is None and needed > spare_bytes:
                 reason = f"it needs {needed / GIB:.1f} GiB, {max(0, spare_bytes) / GIB:.1f} GiB are left"
             if reason is None:

@@ -163,7 +163,7 @@ class NativeDecoder(Decoder):
 
     def _picture(self, latents: Tensor, memory: Tensor) -> Tensor:
         """(h, w, C) -> (h*f, w*f, 3), which lies in `memory`: three pieces of it go round."""
-        rooms = list(memory[: memory.numel() // 3 * 3].view(3, -1))
+        rooms = list(memory.view(3, -1))
         x = self._convolution("conv_in").run(Pixels(latents, None), room=rooms[0])
         x = self._resnet("mid_block.resnets.0", x, rooms)
         for attention in cast(list[Attention], self.mid_block.attentions):
