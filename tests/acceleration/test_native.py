@@ -1,5 +1,6 @@
 """The C kernels beside PyTorch: products, blocks, whole forwards; their build, and what happens without one."""
 
+import copy
 import ctypes
 import shutil
 import subprocess
@@ -202,6 +203,24 @@ def test_the_bytes_do_not_depend_on_the_threads(kind: Kind) -> None:
     assert all(torch.equal(wholes[0], other) for other in wholes[1:])
 
 
+@pytest.mark.parametrize("duplicate", [copy.copy, copy.deepcopy])
+def test_a_copy_computes_with_its_own_blocks(duplicate: Callable[[ZImageTransformer], ZImageTransformer]) -> None:
+    def without_the_first_layer(model: ZImageTransformer) -> ZImageTransformer:
+        other = duplicate(model)
+        other._modules = dict(other._modules)
+        other.layers = other.layers[1:]
+        return other
+
+    model = transformer(SMALL)
+    latents, caption = torch.randn(1, 4, 8, 8), torch.randn(1, 32, 96)
+    whole, fewer = model.modulation(torch.tensor([0.3])), without_the_first_layer(model).modulation(torch.tensor([0.3]))
+    expected = [model(latents, caption, whole), without_the_first_layer(model)(latents, caption, fewer)]
+    cpu.nativize(model, "fp32")
+    assert off(model(latents, caption, whole), expected[0]) < 1e-5
+    assert off(without_the_first_layer(model)(latents, caption, fewer), expected[1]) < 1e-5
+    assert off(model(latents, caption, whole), expected[0]) < 1e-5
+
+
 def test_values_that_are_not_numbers_are_not_hidden() -> None:
     model = transformer(SMALL)
     cpu.nativize(model, "fp32")
@@ -247,6 +266,20 @@ def test_down_projections_have_8_bits_at_high_only(tiny_folder: Path) -> None:
     else:
         assert (kinds("high"), kinds("regular")) == ({"int16"}, {"int16"})
         assert "no 8-bit down projections: they are in 12 bits" in str(engine.levels["high"])
+
+
+def test_a_pass_after_a_forward_is_seen_by_the_next(tiny_folder: Path) -> None:
+    pipeline = Engine.load(str(tiny_folder), LoadOptions(device="cpu", dtype="float32")).pipeline.fork("regular")
+    cpu.nativize(pipeline.transformer, "int8", "fp32")
+    model = pipeline.transformer
+    channels, width = model.config.in_channels, model.config.dim
+    arguments = torch.randn(1, channels, 8, 8), torch.randn(1, 32, width), model.modulation(torch.tensor([0.3]))
+    before, earlier = model(*arguments), list[native.Packed]()
+    for block in (one for one in model.modules() if isinstance(one, cpu.NativeBlock)):
+        earlier.append(block.native.w2)  # its memory stays as it is
+        block.feed_forward.w2.weight = torch.nn.Parameter(torch.zeros_like(block.feed_forward.w2.weight))
+    cpu.to_integer_down(pipeline)
+    assert off(model(*arguments), before) > 1e-2
 
 
 def test_a_pass_goes_without_the_one_that_it_follows(tiny_folder: Path) -> None:

@@ -34,6 +34,7 @@ class Instant:
     draws: int = 0
     steps_drawn: int = 0
     lanes: int = 1
+    abreast: int = 1
 
     def draw(
         self, params: GenerationParams, cancelled: Callable[[], bool] = lambda: False, previews: int = 0

@@ -3,6 +3,7 @@
 import logging
 import random
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,9 @@ from typing import Any
 import pytest
 import torch
 
+from zturbo.engine.breath import breathe, may_rest, rested_s
 from zturbo.engine.engine import Engine, LoadOptions
-from zturbo.engine.lanes import Lanes, lane_count
+from zturbo.engine.lanes import Lanes, abreast, lane_count
 from zturbo.engine.progress import Progress
 from zturbo.engine.queue import ENDED, AdmissionQueue, Ticket
 from zturbo.engine.worker import Worker
@@ -65,7 +67,7 @@ class Breaking:
     """An engine that fails in the second step of every request whose prompt is "break"."""
 
     def __init__(self, engine: Engine) -> None:
-        self.engine, self.lanes = engine, engine.lanes
+        self.engine, self.lanes, self.abreast = engine, engine.lanes, engine.abreast
 
     def draw(self, params: GenerationParams, cancelled: Callable[[], bool], previews: int) -> Iterator[Progress]:
         for progress in self.engine.draw(params, cancelled, previews):
@@ -80,7 +82,7 @@ class Opened(Worker):
     def __init__(self, engine: Any, limit: int = 64) -> None:
         super().__init__(AdmissionQueue(limit), lambda: engine)
         self.engine = engine
-        self.queue.open(engine.lanes)
+        self.queue.open(engine.lanes, engine.abreast)
 
     def work(self) -> None:
         """Work the queue off on all lanes."""
@@ -199,6 +201,22 @@ def test_a_preview_is_a_turn_of_its_own(engine: Engine) -> None:
     assert steps == [(0, False), (1, False), (2, False), (2, True), (3, False)]
 
 
+def test_what_a_decoding_is_worth_is_learnt(engine: Engine) -> None:
+    worker = Opened(engine)
+    clients = [admit(worker, Client(request(seed=seed + 1))) for seed in range(2)]
+    first, second = (client.ticket for client in clients)
+    assert first is not None
+    assert second is not None
+    pixels = 512 * 512
+    assert first.cost == second.cost == pixels * (2 + 1)
+    worker.work()
+    assert first.drawn == first.cost
+    worker.queue.open(engine.lanes)
+    later = admit(worker, Client(request()))
+    assert later.ticket is not None
+    assert later.ticket.cost / pixels - 2 not in (0, 1)
+
+
 # --- lanes ---------------------------------------------------------------------------------------------------------
 
 
@@ -234,6 +252,77 @@ def test_between_two_parts_there_is_one_thread_and_then_as_many_as_before() -> N
         torch.set_num_threads(before)
 
 
+def test_a_lane_that_rests_leaves_the_threads_to_those_at_work() -> None:
+    lanes, before = lanes_of(4), torch.get_num_threads()
+    lanes.abreast = 1
+    seen = list[int]()
+
+    def beside() -> torch.Tensor:
+        seen.append(int(lanes.compute("a shape", lambda: torch.tensor(torch.get_num_threads()))))
+        return torch.zeros(1)
+
+    lanes.compute("another shape", beside)
+    torch.set_num_threads(before)
+    assert seen == [4]
+
+
+def test_one_lane_on_a_cpu_has_all_threads_for_its_parts_and_one_between_them() -> None:
+    lanes, before = Lanes(1, cpu=True), torch.get_num_threads()
+    lanes.threads = 3
+    try:
+        with lanes.between():
+            assert torch.get_num_threads() == 1
+            assert int(lanes.compute("a shape", lambda: torch.tensor(torch.get_num_threads()))) == 3
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_breath_is_taken_where_somebody_wants_to_know_and_its_seconds_are_counted() -> None:
+    calls, before = list[int](), rested_s()
+    breathe()
+    with may_rest(lambda: calls.append(1)):
+        breathe()
+    breathe()
+    assert calls == [1]
+    assert rested_s() > before
+
+
+def test_a_small_request_is_drawn_in_the_midst_of_a_large_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And neither picture notices; what the large one rested is not in its timings."""
+    engine = two_lanes("nano", build=True)
+    if engine.abreast == engine.lanes:
+        pytest.skip("no native kernels here")
+    large, small = Client(request(size="1024x1024", steps=1)), Client(request(steps=1))
+    expected = [alone(engine, client.params) for client in (large, small)]
+    worker, rested = Opened(engine), list[float]()
+    rest = worker.queue.rest
+
+    def one_comes_at_the_first_breath(ticket: Ticket) -> None:
+        if ticket is large.ticket and not rested:
+            admit(worker, small)
+            while not small.events:
+                time.sleep(0.001)
+            start = time.perf_counter()
+            rest(ticket)
+            rested.append(time.perf_counter() - start)
+            assert small.ended.is_set()
+
+    monkeypatch.setattr(worker.queue, "rest", one_comes_at_the_first_breath)
+    lanes = [threading.Thread(target=worker._lane) for _ in range(engine.lanes)]
+    start = time.perf_counter()
+    admit(worker, large)
+    for lane in lanes:
+        lane.start()
+    assert large.ended.wait(PATIENCE_S)
+    seconds = time.perf_counter() - start
+    worker.queue.drain()
+    for lane in lanes:
+        lane.join(PATIENCE_S)
+    for client, pictures in zip((large, small), expected, strict=True):
+        assert [picture.pixels.tobytes() for picture in client.events[-1].pictures] == pictures
+    assert large.events[-1].timings["total"] <= seconds - rested[0]
+
+
 @pytest.mark.parametrize(("exact", "later"), [(True, [1]), (False, [2])])
 def test_a_share_of_the_threads_is_proven_once_for_each_shape(
     exact: bool, later: list[int], caplog: pytest.LogCaptureFixture
@@ -266,3 +355,13 @@ def test_a_share_of_the_threads_is_proven_once_for_each_shape(
 )
 def test_lanes_need_threads_and_memory(device: str, threads: int, free: int, expected: int) -> None:
     assert lane_count(device, threads, free * GIB, 5 * GIB) == expected
+
+
+@pytest.mark.parametrize(
+    ("lanes", "threads", "native", "expected"),
+    [(2, 2, True, 1), (4, 8, True, 2), (4, 64, True, 3), (1, 2, True, 1), (1, 1, False, 1), (4, 4, False, 4)],
+)
+def test_native_kernels_leave_a_lane_for_who_comes_meanwhile(
+    lanes: int, threads: int, native: bool, expected: int
+) -> None:
+    assert abreast(lanes, threads, native) == expected

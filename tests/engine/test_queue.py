@@ -1,6 +1,9 @@
 """Admission: limits, order, ends, and honest times to come back."""
 
 import threading
+import time
+from collections.abc import Callable
+from queue import SimpleQueue
 from typing import Any
 
 import pytest
@@ -95,7 +98,8 @@ def test_a_ticket_that_waits_is_told_its_place_until_it_begins() -> None:
     assert [(event.stage, event.position) for event in told["large"]] == [("queued", 0), ("queued", 1)]
     (place,) = told["small"]
     assert place.position == 0
-    assert place.expected_s == pytest.approx(running.cost / (first.cost / 0.5))
+    assert place.expected_s == 0.0  # it passes the running one at its next turn
+    assert told["large"][0].expected_s == pytest.approx(running.cost / (first.cost / 0.5))
     assert queue.take(running) is small
     queue.end(small, "done", 0.1)
     assert [event.position for event in told["large"]] == [0, 1]  # `running` goes before it once more
@@ -128,6 +132,87 @@ def test_lanes_take_different_tickets() -> None:
     assert queue.take(second) is second
     queue.end(first, "done", 1.0)
     assert queue.take() is third
+
+
+def in_the_background(call: Callable[[], object]) -> tuple[threading.Thread, SimpleQueue[object]]:
+    results = SimpleQueue[object]()
+    thread = threading.Thread(target=lambda: results.put(call()))
+    thread.start()
+    return thread, results
+
+
+def test_a_lane_rests_while_another_draws_what_goes_first() -> None:
+    queue = AdmissionQueue(4)
+    queue.open(lanes=2, abreast=1)
+    large, small = admit(queue, size="1024x1024"), admit(queue)
+    assert queue.take() is small
+    resting, taken = in_the_background(queue.take)
+    small.drawn = 512 * 512
+    assert queue.take(small) is small
+    assert taken.empty()
+    queue.end(small, "done", 1.0)
+    resting.join(10)
+    assert taken.get_nowait() is large
+
+
+def test_a_shorter_ticket_begins_at_once_and_the_longer_one_rests_in_the_midst_of_its_turn() -> None:
+    queue, told = AdmissionQueue(4), list[Progress]()
+    queue.open(lanes=2, abreast=1)
+    large = admit(queue, size="1024x1024")
+    assert queue.take() is large
+    queue.rest(large)  # nobody is there to rest for
+    small = queue.admit(request(), told.append)
+    assert queue.take() is small
+    assert told == []  # it never waited
+    resting, _ = in_the_background(lambda: queue.rest(large))
+    small.drawn = 512 * 512
+    assert queue.take(small) is small
+    assert resting.is_alive()
+    equal = admit(queue)
+    queue.end(small, "done", 1.0)
+    resting.join(10)  # the lane of the small one does not take another before it
+    assert not resting.is_alive()
+    assert queue.take() is equal
+
+
+def test_who_has_rested_long_enough_goes_on_before_the_next_short_one() -> None:
+    """By the fair order, however many short ones come."""
+    queue = AdmissionQueue(64)
+    queue.open(lanes=2, abreast=1)
+    large = admit(queue, size="768x512", steps=4)
+    assert queue.take() is large
+    resting, served = None, 0
+    while resting is None or resting.is_alive():
+        small = admit(queue, steps=4)
+        lane, taken = in_the_background(queue.take)
+        lane.join(0.5)
+        if lane.is_alive():  # it rests for the large one
+            break
+        assert taken.get_nowait() is small
+        if resting is None:
+            resting, _ = in_the_background(lambda: queue.rest(large))
+        small.drawn = small.cost
+        queue.end(small, "done", 1.0)
+        served += 1
+        time.sleep(0.05)
+    assert resting is not None
+    resting.join(10)
+    assert not resting.is_alive()
+    assert 1 <= served < 10
+    queue.end(large, "done", 1.0)
+    lane.join(10)
+
+
+def test_a_cancelled_ticket_does_not_rest_before_its_end() -> None:
+    queue = AdmissionQueue(4)
+    queue.open(lanes=3, abreast=1)
+    large = admit(queue, size="1024x1024")
+    assert queue.take() is large
+    small = admit(queue)
+    assert queue.take() is small
+    large.cancel()
+    queue.rest(large)
+    assert queue.take(large) is large
 
 
 def test_a_cancelled_ticket_that_began_has_the_next_turn_to_end_it() -> None:
@@ -177,7 +262,7 @@ def test_every_ticket_ends_once_and_none_is_lost(actions: list[str]) -> None:
 class Instant:
     """An engine that draws at once, or fails as told."""
 
-    lanes = 2
+    lanes = abreast = 2
 
     def draw(self, params: GenerationParams, cancelled: Any = lambda: False, previews: int = 0) -> Any:
         if params.prompt == "break":

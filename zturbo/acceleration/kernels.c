@@ -75,8 +75,10 @@ static int max_int(int a, int b) { return a > b ? a : b; }
 static int min_int(int a, int b) { return a < b ? a : b; }
 static ll round_up(ll a, ll b) { return (a + b - 1) / b * b; }
 
-/* ---- Threads: one pool for the process. Tasks are handed out one by one, because no result depends on who computes
- * what. A caller who finds the pool in use works alone; a worker that wakes late is not waited for. ---- */
+/* ---- Threads: one pool for the process. Each of its threads begins with a stretch of the tasks that is its own, the
+ * same part of them in every job, so that it mostly reads what it wrote in the job before and finds it in its own
+ * cache; then it takes what others have left. No result depends on who computes what. A caller who finds the pool in use
+ * works alone; a worker that wakes late is not waited for. ---- */
 
 #define MOST_WORKERS 63
 #define SPINS 16000 /* some 0.3 ms: longer than what lies between two calls of one picture */
@@ -90,15 +92,26 @@ static struct {
     Task task;
     void *context;
     atomic_int round; /* odd: a job is open */
-    atomic_int next, inside, slots, sleepers;
+    atomic_int inside, sleepers;
+    struct {
+        _Alignas(64) atomic_int next; /* task of the stretch */
+    } stretches[MOST_WORKERS + 1];
 } pool = {.owner = PTHREAD_MUTEX_INITIALIZER, .door = PTHREAD_MUTEX_INITIALIZER, .news = PTHREAD_COND_INITIALIZER};
 
+/* Where part `part` of `parts` begins among `count` things. */
+static int begin_of(int part, int parts, int count) { return (int)((ll)count * part / parts); }
+
 static void take_tasks(int slot) {
-    for (int i; (i = atomic_fetch_add(&pool.next, 1)) < pool.tasks;) pool.task(pool.context, i, slot);
+    for (int i = 0; i < pool.allowed; i++) {
+        const int part = (slot + i) % pool.allowed, end = begin_of(part + 1, pool.allowed, pool.tasks);
+        atomic_int *next = &pool.stretches[part].next;
+        for (int task; atomic_load(next) < end && (task = atomic_fetch_add(next, 1)) < end;)
+            pool.task(pool.context, task, slot);
+    }
 }
 
-static void *worker(void *unused) {
-    (void)unused;
+static void *worker(void *own_slot) {
+    const int slot = (int)(intptr_t)own_slot;
     for (int seen = 0;;) {
         int now = atomic_load(&pool.round);
         for (int spins = 0; (now == seen || !(now & 1)) && spins < SPINS; spins++) {
@@ -114,10 +127,8 @@ static void *worker(void *unused) {
         }
         seen = now;
         atomic_fetch_add(&pool.inside, 1);
-        if (atomic_load(&pool.round) == now) { /* still open: whoever closes it waits for us now */
-            int slot = atomic_fetch_add(&pool.slots, 1);
-            if (slot < pool.allowed) take_tasks(slot);
-        }
+        if (atomic_load(&pool.round) == now && slot < pool.allowed)
+            take_tasks(slot); /* still open: whoever closes it waits for us now */
         atomic_fetch_sub(&pool.inside, 1);
     }
     return NULL;
@@ -126,7 +137,7 @@ static void *worker(void *unused) {
 static void hire(int wanted) {
     for (; pool.workers < wanted; pool.workers++) {
         pthread_t thread;
-        if (pthread_create(&thread, NULL, worker, NULL)) return;
+        if (pthread_create(&thread, NULL, worker, (void *)(intptr_t)(pool.workers + 1))) return;
         pthread_detach(thread);
     }
 }
@@ -140,8 +151,7 @@ static void share(int threads, int tasks, Task task, void *context) {
     }
     hire(threads - 1);
     pool.allowed = threads, pool.tasks = tasks, pool.task = task, pool.context = context;
-    atomic_store(&pool.next, 0);
-    atomic_store(&pool.slots, 1);
+    for (int i = 0; i < threads; i++) atomic_store(&pool.stretches[i].next, begin_of(i, threads, tasks));
     atomic_fetch_add(&pool.round, 1);
     if (atomic_load(&pool.sleepers)) {
         pthread_mutex_lock(&pool.door);
@@ -644,6 +654,7 @@ typedef struct {
     int wide, slots;            /* head and slots rounded up to 16 */
     int kind;                   /* of the attention's operands: F32 or BF16 */
     int rows_at_once, queries;  /* rows of a task */
+    int threads;
     char *q, *k, *v;            /* (heads, slots, wide); k as panels of keys; v as panels of columns */
     float *mixed;               /* (rows, heads * wide) */
     char *scratch;
@@ -774,7 +785,11 @@ static void attend_rows(void *context, int index, int slot) {
     const Plan *p = context;
     const Block *b = p->b;
     const int pieces = (b->rows + p->queries - 1) / p->queries, size = SIZES[p->kind];
-    const int h = index / pieces, first = index % pieces * p->queries, rows = min_int(p->queries, b->rows - first);
+    int part = 0; /* a thread's rows, all heads of them, are next to each other */
+    while (b->heads * begin_of(part + 1, p->threads, pieces) <= index) part++;
+    const int begin = begin_of(part, p->threads, pieces), own = begin_of(part + 1, p->threads, pieces) - begin;
+    const int h = (index - b->heads * begin) / own, first = (begin + (index - b->heads * begin) % own) * p->queries;
+    const int rows = min_int(p->queries, b->rows - first);
     const ll head = (ll)h * p->slots * p->wide * size, out_row = (ll)b->heads * p->wide;
     float *scores = (float *)(p->scratch + slot * p->scratch_size), *out = p->mixed + first * out_row + h * p->wide;
     float factors[64];
@@ -874,8 +889,8 @@ static int rows_of_task(int rows, int most, int threads, int step) {
 
 /* One block; 0, or 1 where there is no memory. `out` may be `x`. Sizes: dim a multiple of 16, head even. */
 int zt_block(const Block *b) {
-    Plan p = {.b = b, .wide = (int)round_up(b->head, PANEL), .slots = (int)round_up(b->slots, PANEL)};
     const int threads = b->threads < 1 ? 1 : min_int(b->threads, MOST_WORKERS + 1), tiles = IN_TILES(b->qkv.kind);
+    Plan p = {.b = b, .wide = (int)round_up(b->head, PANEL), .slots = (int)round_up(b->slots, PANEL), .threads = threads};
     p.rows_at_once = rows_of_task(b->slots, b->dim <= 512 && !tiles ? 24 : b->dim <= 1024 ? 48 : 144, threads, tiles ? 16 : MR);
     p.kind = attention_kind(b->qkv.kind);
     p.queries = IN_TILES(p.kind) ? (p.slots <= 2048 ? 48 : 16) : p.slots <= 2048 ? 24 : 12;

@@ -28,6 +28,7 @@ from zturbo.acceleration.native import (
     pack_convolution,
     round_up,
 )
+from zturbo.engine.breath import breathe
 from zturbo.engine.lanes import on_threads
 from zturbo.models.vae import Attention, Decoder, ResnetBlock, UpBlock
 
@@ -86,6 +87,7 @@ class Convolution(nn.Module):
             source: (H, W, M) to be added after a 1x1 convolution, and that.
             room: memory for the result; left out, it is new.
         """
+        breathe()
         height, width, channels = x.values.shape
         assert width % self.group == 0
         factor = offset = None

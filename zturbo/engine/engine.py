@@ -18,13 +18,15 @@ from torch import nn
 
 from zturbo.acceleration import decoding
 from zturbo.acceleration.attention import choose_attention, use_attention
+from zturbo.acceleration.cpu import NativeTransformer
 from zturbo.acceleration.fp16 import fit_half_precision
 from zturbo.acceleration.graphs import CudaRecorder
 from zturbo.acceleration.levels import Levels, build_passes
 from zturbo.acceleration.quantize import TEXT_ENCODER_LAYERS, TRANSFORMER_LAYERS, quantize_layers
 from zturbo.config import Config
+from zturbo.engine.breath import rested_s
 from zturbo.engine.catalog import NANO, Z_IMAGE_TURBO, local_path, resolve
-from zturbo.engine.lanes import Lanes, lane_count, sum_on_one_thread
+from zturbo.engine.lanes import Lanes, abreast, lane_count, sum_on_one_thread
 from zturbo.engine.machine import Machine, detect
 from zturbo.engine.offload import stream_layers
 from zturbo.engine.pipeline import Pipeline
@@ -140,7 +142,9 @@ class Engine:
         if writer is not None:
             spare -= _record_tokens(writer, plan, spare)
         levels = Levels(pipeline, spare)
-        _ = levels[options.acceleration]  # the first request of this level shall not wait for it
+        level = levels[options.acceleration]  # its first request shall not wait for it
+        native = isinstance(level.pipeline.transformer, NativeTransformer)
+        pipeline.lanes.abreast = abreast(pipeline.lanes.count, pipeline.lanes.threads, native)
         return cls(pipeline, info, machine, plan, levels, writer)
 
     @classmethod
@@ -163,8 +167,13 @@ class Engine:
 
     @property
     def lanes(self) -> int:
-        """How many requests this engine draws at a time, each by a `draw` on a thread of its own."""
+        """How many requests may be under way at a time, each by a `draw` on a thread of its own."""
         return self.pipeline.lanes.count
+
+    @property
+    def abreast(self) -> int:
+        """How many of them are computed at once, with the threads shared out between them."""
+        return self.pipeline.lanes.abreast
 
     def draw(
         self, params: GenerationParams, cancelled: Callable[[], bool] = lambda: False, previews: int = 0
@@ -262,7 +271,7 @@ class Engine:
             "attention": plan.attention,
             "expansion": self.writer.words if self.writer else "not here",
             **{f"level {level.name}": str(level) for level in self.levels.made()},
-            "lanes": f"{self.lanes}  (requests drawn side by side)",
+            "lanes": f"{self.lanes}  (requests under way side by side, {self.abreast} of them computed at once)",
             "memory": f"at most {plan.device_bytes / GIB:.1f} GiB",
         }
         return "\n".join(f"{name:>13}  {value}" for name, value in rows.items())
@@ -305,7 +314,8 @@ def _record_tokens(writer: Writer, plan: Plan, spare_bytes: int) -> int:
 
 def _lanes(machine: Machine, plan: Plan) -> Lanes:
     """As many as this machine has threads and memory for."""
-    return Lanes(lane_count(machine.device, torch.get_num_threads(), _budget(machine), plan.device_bytes))
+    count = lane_count(machine.device, torch.get_num_threads(), _budget(machine), plan.device_bytes)
+    return Lanes(count, cpu=machine.device == "cpu")
 
 
 def _budget(machine: Machine) -> int:
@@ -435,9 +445,9 @@ class _Work:
         """
         if self._cancelled():
             raise Cancelled("the request was cancelled")
-        start = time.perf_counter()
+        start = time.perf_counter() - rested_s()
         result = call(*arguments)
-        self._seconds[stage] = self._seconds.get(stage, 0.0) + time.perf_counter() - start
+        self._seconds[stage] = self._seconds.get(stage, 0.0) + time.perf_counter() - rested_s() - start
         return result
 
     def timings(self) -> dict[str, float]:

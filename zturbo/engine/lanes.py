@@ -1,9 +1,12 @@
-"""How many pictures are computed side by side, and with how many threads each.
+"""How many pictures are under way side by side, how many of them are computed at once, and with how many threads each.
 
-A small model leaves half of a processor idle: its products are too short for two threads to share them well. Two
-pictures with one thread each use all of it. A picture must not depend on the company it is drawn in, so a part of
-the work runs on fewer threads only where its bytes are proven not to change by it: the first time that would happen
-for a shape, it is computed both ways and compared. The verdict is kept, and told in the log.
+Eager networks leave half of a processor idle: their products are too short for two threads to share them well. Two
+pictures with one thread each use all of it. The native kernels do share well, so there a few threads draw one picture,
+and a further lane lets a shorter request go before it at once: the longer one rests where it next takes breath.
+
+A picture must not depend on the company it is drawn in, so a part of the work runs on fewer threads only where its
+bytes are proven not to change by it: the first time that would happen for a shape, it is computed both ways and
+compared. The verdict is kept, and told in the log.
 """
 
 import logging
@@ -18,6 +21,8 @@ log = logging.getLogger("zturbo")
 
 MOST_LANES = 4
 """More would wait for each other at the interpreter's lock."""
+THREADS_OF_A_PICTURE = 4
+"""As many as the native kernels are thought to keep busy with a picture of nano's; two of them are measured to be."""
 
 
 def lane_count(device: str, threads: int, free_bytes: int, needed_bytes: int) -> int:
@@ -32,15 +37,24 @@ def lane_count(device: str, threads: int, free_bytes: int, needed_bytes: int) ->
     return max(1, min(threads, MOST_LANES, free_bytes // needed_bytes)) if device == "cpu" else 1
 
 
+def abreast(lanes: int, threads: int, native: bool) -> int:
+    """How many of the pictures under way are computed at once; `native`: by kernels that share the threads well."""
+    return max(1, min(lanes - 1, threads // THREADS_OF_A_PICTURE)) if native else lanes
+
+
 class Lanes:
     """Shares PyTorch's threads between the pictures of this moment.
 
     Args:
-        count: most pictures side by side; 1 leaves the threads alone.
+        count: most pictures side by side.
+        cpu: whether PyTorch's threads are what computes; else they are left alone where there is one lane.
     """
 
-    def __init__(self, count: int = 1) -> None:
+    def __init__(self, count: int = 1, cpu: bool = False) -> None:
         self.count, self.threads = count, torch.get_num_threads()
+        self.abreast = count
+        """How many are computed at once; the others rest."""
+        self._shares = cpu or count > 1
         self._busy = 0
         self._counting, self._prompts = threading.Lock(), threading.Lock()
         self._exact: dict[tuple[Hashable, int], bool] = {}
@@ -52,7 +66,7 @@ class Lanes:
             shape: names the part and all sizes in it.
             part: may be called twice.
         """
-        if self.count == 1:
+        if not self._shares:
             return part()
         with self._working() as share:
             exact = self._exact.get((shape, share))
@@ -67,14 +81,14 @@ class Lanes:
 
         Its others would go on spinning for milliseconds afterwards, on the cores that the next part needs.
         """
-        with nullcontext() if self.count == 1 else on_threads(1):
+        with on_threads(1) if self._shares else nullcontext():
             yield
 
     @contextmanager
     def alone(self) -> Iterator[None]:
         """One thread of control at a time, with all of PyTorch's threads: for prompts, whose products are small."""
         with self._prompts, self._working():
-            if self.count > 1:
+            if self._shares:
                 _take(self.threads)
             yield
 
@@ -83,7 +97,7 @@ class Lanes:
         """Count the caller among those at work; yields the threads that are left to each."""
         with self._counting:
             self._busy += 1
-            share = max(1, self.threads // self._busy)
+            share = max(1, self.threads // min(self._busy, self.abreast))
         try:
             yield share
         finally:

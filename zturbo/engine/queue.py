@@ -20,7 +20,7 @@ State = Literal["waiting", "running", "done", "failed", "cancelled"]
 ENDED: tuple[State, ...] = ("done", "failed", "cancelled")
 UNKNOWN_WAIT_S = 5
 RATE_MEMORY = 0.7
-"""Share of the old rate that survives one finished ticket."""
+"""Share of the old measurements that survives one finished ticket."""
 
 
 class Ticket:
@@ -32,6 +32,7 @@ class Ticket:
         previews: how many previews of each picture are wanted.
         owner: whose it is; owners share the engine alike.
         number: in the order of admission.
+        decoding: how many steps a decoding is worth.
     """
 
     def __init__(
@@ -41,29 +42,42 @@ class Ticket:
         previews: int = 0,
         owner: str = "",
         number: int = 0,
+        decoding: float = 0.0,
     ) -> None:
         self.params, self.publish, self.previews = params, publish, previews
         self.owner, self.number = owner, number
         self.state: State = "waiting"
-        self.drawn = 0
+        self.drawn = 0.0
         """Pixel-steps done; whoever has the turn writes it."""
+        self._decoding = decoding
         self.position: int | None = None
         """What its owner was last told; None where it never had to wait."""
-        self._booked = 0
+        self._booked = 0.0
         self._cancelled = False
 
     @property
-    def cost(self) -> int:
-        """Pixel-steps: width * height * steps * images."""
-        params = self.params
-        return params.width * params.height * params.steps * params.num_images
+    def cost(self) -> float:
+        """Pixel-steps: width * height * images * (steps and a decoding)."""
+        return self._pixel_steps(self.params.num_images, 0)
 
     @property
-    def left(self) -> int:
+    def left(self) -> float:
         """Pixel-steps still to do."""
         return self.cost - self.drawn
 
-    def news(self) -> int:
+    def reached(self, progress: Progress) -> None:
+        """Book what has been drawn."""
+        if progress.stage == "drawn":
+            self.drawn = self._pixel_steps(progress.image + 1, 0)
+        else:
+            self.drawn = self._pixel_steps(progress.image, progress.step)
+
+    def _pixel_steps(self, images: int, steps: int) -> float:
+        """Of so many whole pictures, and so many steps of the next."""
+        params = self.params
+        return params.width * params.height * (images * (params.steps + self._decoding) + steps)
+
+    def news(self) -> float:
         """Pixel-steps done since the last time this was asked."""
         news, self._booked = self.drawn - self._booked, self.drawn
         return news
@@ -80,22 +94,24 @@ class Ticket:
 class AdmissionQueue:
     """Turns in fair order (`FairOrder`), and never more than `limit` tickets without one.
 
-    `admit` is called by the doors, `take` and `end` by the engine's lanes; all of them are safe to call at once.
+    `admit` is called by the doors, `take`, `rest` and `end` by the engine's lanes; all are safe to call at once.
+    Of the tickets at their turn, no more than `abreast` are worked on, those that go first; the others rest.
     """
 
     def __init__(self, limit: int) -> None:
-        self.limit, self.lanes = limit, 1
+        self.limit, self.lanes, self.abreast = limit, 1, 1
         self._waiting: list[Ticket] = []
         self._at_work: list[Ticket] = []
         self._fair, self._numbers = FairOrder(), count()
         self._rate: float | None = None  # pixel-steps a second, of one lane
+        self._decoding = 1.0  # steps that a decoding is worth
         self._refusal: str | None = "the model is still loading"
         self._changed = threading.Condition()
 
-    def open(self, lanes: int = 1) -> None:
-        """Begin to admit: the engine is ready, and draws this many tickets at a time."""
+    def open(self, lanes: int = 1, abreast: int | None = None) -> None:
+        """Begin to admit: the engine is ready for so many tickets at their turn, `abreast` (or all) at work at once."""
         with self._changed:
-            self._refusal, self.lanes = None, lanes
+            self._refusal, self.lanes, self.abreast = None, lanes, abreast or lanes
 
     def drain(self, reason: str = "the server is shutting down") -> None:
         """Admit no more; what was admitted is still worked off, and `take` ends after it."""
@@ -122,11 +138,11 @@ class AdmissionQueue:
             self._forget_cancelled()
             if len(self._waiting) >= self.limit:
                 raise Busy(f"the queue is full: {len(self._waiting)} requests are waiting", self._wait_s())
-            ticket = Ticket(params, publish, previews, owner, next(self._numbers))
+            ticket = Ticket(params, publish, previews, owner, next(self._numbers), self._decoding)
             self._fair.join(ticket, owner, ticket.cost)
             self._waiting.append(ticket)
             self._tell()
-            self._changed.notify()
+            self._changed.notify_all()
         return ticket
 
     def take(self, last: Ticket | None = None) -> Ticket | None:
@@ -142,24 +158,45 @@ class AdmissionQueue:
                 self._waiting.append(last)
             while True:
                 self._forget_cancelled()
-                if self._waiting:
-                    ticket = min(self._waiting, key=self._rank)
+                if self._waiting and not self._gives_way(ticket := min(self._waiting, key=self._rank)):
                     self._begin(ticket)
                     if ticket is not last:
                         self._tell()
+                        self._changed.notify_all()
                     return ticket
                 if self._refusal is not None and not self._at_work:
                     return None
+                if last is not None:  # who rested for it may go on
+                    self._changed.notify_all()
+                    last = None
                 self._changed.wait()
 
-    def end(self, ticket: Ticket, state: Literal["done", "failed", "cancelled"], seconds: float) -> None:
-        """Book the end of a ticket at its turn, which took `seconds` of the engine's time in all."""
+    def rest(self, ticket: Ticket) -> None:
+        """Wait, in the midst of a ticket's turn, until fewer than `abreast` others that go before it are at theirs."""
+        if len(self._at_work) > self.abreast:  # a look without the lock; whoever comes now is seen next time
+            with self._changed:
+                while self._gives_way(ticket):
+                    self._changed.wait()
+
+    def end(
+        self,
+        ticket: Ticket,
+        state: Literal["done", "failed", "cancelled"],
+        seconds: float,
+        decoding: float | None = None,
+    ) -> None:
+        """Book the end of a ticket at its turn.
+
+        Args:
+            seconds: of the engine's time that it took in all.
+            decoding: how many of its steps took as long as one of its decodings, where that was measured.
+        """
         with self._changed:
             assert ticket in self._at_work, "only a ticket at its turn can end"
             self._at_work.remove(ticket)
             if state == "done":
                 ticket.drawn = ticket.cost
-                self._learn(ticket.cost, seconds)
+                self._learn(ticket.cost, seconds, decoding)
             self._fair.work(ticket.news())
             self._close(ticket, state)
 
@@ -176,6 +213,11 @@ class AdmissionQueue:
     def _rank(self, ticket: Ticket) -> tuple[bool, float, int]:
         """The smallest goes first; the cancelled ones at once, because their turn is their end."""
         return not ticket.cancelled(), self._fair.rank(ticket), ticket.number
+
+    def _gives_way(self, ticket: Ticket) -> bool:
+        """Whether as many as can be worked on at once go before a ticket."""
+        own = self._rank(ticket)
+        return sum(self._rank(other) < own for other in self._at_work) >= self.abreast
 
     def _begin(self, ticket: Ticket) -> None:
         """Give a ticket a turn."""
@@ -200,25 +242,28 @@ class AdmissionQueue:
             self._close(ticket, "cancelled")
 
     def _tell(self) -> None:
-        """Tell each ticket that has not begun and finds no lane free how many go before it, where that has changed."""
-        order = sorted(self._waiting, key=self._rank)
-        ahead = sum(ticket.left for ticket in self._at_work)
+        """Tell each ticket that has not begun and cannot yet how many go before it, where that has changed."""
+        waiting = sorted(self._waiting, key=self._rank)
         free = self.lanes - len(self._at_work)
-        for position, ticket in enumerate(order):
-            if position >= free and ticket.state == "waiting" and ticket.position != position:
+        for position, ticket in enumerate(waiting):
+            if ticket.state != "waiting" or ticket.position == position:
+                continue
+            before = [other for other in self._at_work if self._rank(other) < self._rank(ticket)] + waiting[:position]
+            if position >= free or len(before) >= self.abreast:
                 ticket.position = position
-                ticket.publish(self._queued(ticket, position, ahead))
-            ahead += ticket.left
+                ticket.publish(self._queued(ticket, position, sum(other.left for other in before)))
 
-    def _queued(self, ticket: Ticket, position: int, ahead: int) -> Progress:
-        expected_s = None if self._rate is None else ahead / self._rate / self.lanes
+    def _queued(self, ticket: Ticket, position: int, ahead: float) -> Progress:
+        expected_s = None if self._rate is None else ahead / self._rate / self.abreast
         images, steps = ticket.params.num_images, ticket.params.steps
         return Progress("queued", 0, images, 0, steps, position=position, expected_s=expected_s)
 
-    def _learn(self, cost: int, seconds: float) -> None:
+    def _learn(self, cost: float, seconds: float, decoding: float | None) -> None:
         if seconds > 0:
             rate = cost / seconds
-            self._rate = rate if self._rate is None else RATE_MEMORY * self._rate + (1 - RATE_MEMORY) * rate
+            self._rate = rate if self._rate is None else _between(self._rate, rate)
+        if decoding is not None:
+            self._decoding = _between(self._decoding, decoding)
 
     def _wait_s(self) -> int:
         """Seconds until a ticket has been worked off and its place is free, at the measured rate."""
@@ -226,3 +271,7 @@ class AdmissionQueue:
             return UNKNOWN_WAIT_S
         first = min([*self._at_work, *self._waiting], key=self._rank)
         return max(1, math.ceil(first.left / self._rate))
+
+
+def _between(old: float, new: float) -> float:
+    return RATE_MEMORY * old + (1 - RATE_MEMORY) * new

@@ -1,14 +1,17 @@
 """The device's threads: they load the engine, warm it up, and draw the tickets by turns.
 
-A turn is one stretch of `Engine.draw`: a prompt, a step, or a decoding. Between two turns anybody may come or go.
+A turn is one stretch of `Engine.draw`: a prompt, a step, or a decoding. Between two turns anybody may come or go; in
+the midst of a long one, where the engine takes breath, the lane rests while others go first.
 """
 
 import logging
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from typing import Any, Literal, Protocol
 
+from zturbo.engine.breath import may_rest, rested_s
 from zturbo.engine.progress import Progress
 from zturbo.engine.queue import AdmissionQueue, Ticket
 from zturbo.errors import Cancelled, ZTurboError
@@ -25,7 +28,11 @@ class Draws(Protocol):
 
     @property
     def lanes(self) -> int:
-        """How many requests it draws at a time, each on a thread of its own."""
+        """How many requests are under way at a time, each on a thread of its own."""
+
+    @property
+    def abreast(self) -> int:
+        """How many of them are computed at once."""
 
     def draw(
         self, params: GenerationParams, cancelled: Callable[[], bool] = ..., previews: int = ...
@@ -68,14 +75,14 @@ class Worker:
             self.engine = self._load()
             for _progress in self.engine.draw(GenerationParams.parse(WARM_UP)):
                 pass
-            lanes = self.engine.lanes
+            lanes, abreast = self.engine.lanes, self.engine.abreast
         except BaseException as error:  # told to whoever asks, by `failure` and by the queue's refusal
             self.failure = error
             reason = f"the model or its safety checker could not be loaded: {error}"
             log.critical(reason, exc_info=not isinstance(error, ZTurboError))
             self.queue.drain(reason)
             return
-        self.queue.open(lanes)
+        self.queue.open(lanes, abreast)
         others = [threading.Thread(target=self._lane, name="engine", daemon=True) for _ in range(lanes - 1)]
         for thread in others:
             thread.start()
@@ -94,7 +101,8 @@ class Worker:
         if ticket not in self._drawings:
             self._drawings[ticket] = _Drawing(self.engine, ticket)
         try:
-            progress = self._drawings[ticket].advance()
+            with may_rest(lambda: self.queue.rest(ticket)):
+                progress = self._drawings[ticket].advance()
         except Cancelled:
             self._end(ticket, "cancelled")
         except Exception as error:  # the request fails, the server goes on
@@ -111,7 +119,7 @@ class Worker:
     def _end(self, ticket: Ticket, state: Literal["done", "failed", "cancelled"]) -> None:
         drawing = self._drawings.pop(ticket)
         drawing.walk.close()
-        self.queue.end(ticket, state, drawing.seconds)
+        self.queue.end(ticket, state, drawing.seconds, drawing.decoding())
 
 
 class _Drawing:
@@ -120,7 +128,17 @@ class _Drawing:
     def __init__(self, engine: Draws, ticket: Ticket) -> None:
         self.ticket = ticket
         self.walk: Any = engine.draw(ticket.params, ticket.cancelled, ticket.previews)
-        self.seconds = 0.0
+        self._seconds = defaultdict[str, float](float)
+
+    @property
+    def seconds(self) -> float:
+        """Of the engine's time so far."""
+        return sum(self._seconds.values())
+
+    def decoding(self) -> float | None:
+        """How many steps took as long as a decoding, when all is drawn; None where previews were decoded too."""
+        steps_s, decodings_s = self._seconds["denoise"], self._seconds["drawn"]
+        return None if self.ticket.previews or not steps_s else decodings_s / steps_s * self.ticket.params.steps
 
     def advance(self) -> Progress:
         """The next progress.
@@ -130,11 +148,11 @@ class _Drawing:
         """
         if self.ticket.cancelled():
             raise Cancelled("the request was cancelled")
-        start = time.perf_counter()
+        start, stage = time.perf_counter() - rested_s(), "failed"
         try:
             progress: Progress = next(self.walk)
+            stage = progress.stage
         finally:
-            self.seconds += time.perf_counter() - start
-        params = self.ticket.params
-        self.ticket.drawn = params.width * params.height * (progress.image * progress.steps + progress.step)
+            self._seconds[stage] += time.perf_counter() - rested_s() - start
+        self.ticket.reached(progress)
         return progress
