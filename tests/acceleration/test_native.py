@@ -117,6 +117,20 @@ def test_a_decoder_computes_what_the_eager_one_does(kind: Kind, name: str, heigh
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_a_decoder_takes_loud_values_and_hides_none_that_is_not_finite(kind: Kind) -> None:
+    model = decoder("nano")
+    for norm in (one for one in model.modules() if isinstance(one, torch.nn.GroupNorm)):
+        norm.weight.mul_(50)
+    latents = torch.randn(1, 16, 9, 7)
+    expected = model(latents)
+    nativize_decoder(model, kind)
+    assert off(model(latents), expected) < 2 * DECODER_ERRORS[kind]
+    for value in (torch.nan, torch.inf):
+        latents[0, 0, 0, 0] = value
+        assert not model(latents).isfinite().any()
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_picture_does_not_depend_on_the_threads(kind: Kind) -> None:
     model = decoder("nano")
     nativize_decoder(model, kind)

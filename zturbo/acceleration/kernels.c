@@ -50,7 +50,6 @@ typedef int32_t vi __attribute__((vector_size(4 * W), aligned(4)));
 typedef uint32_t vu __attribute__((vector_size(4 * W), aligned(4), may_alias));
 typedef uint16_t halves __attribute__((vector_size(2 * W), aligned(2), may_alias));
 typedef uint8_t bytes __attribute__((vector_size(W), aligned(1), may_alias));
-typedef float v8 __attribute__((vector_size(32), aligned(4)));
 typedef int64_t ll;
 
 #define INLINE static inline __attribute__((always_inline))
@@ -243,31 +242,30 @@ INLINE void to_bf16(const float *x, int count, void *to) {
         *(halves *)((char *)to + 2 * i) = LOW_HALVES(rounded(LOAD(x + i)) >> 16);
 }
 
-/* e^x to 2 units in the last place: 2^n from the exponent's bits, e^r for |r| <= ln 2 / 2 as a polynomial (Cephes). */
-#define EXP(NAME, V, VI, BITS) \
-    INLINE V NAME(V x) { \
-        V high = (V){} + 88.0f, low = (V){} - 87.0f; \
-        x = (V)BITS##_max_ps(low, BITS##_min_ps(high, x)); /* in this order NaN stays NaN */ \
-        V shifted = x * 1.44269504088896341f + 12582912.0f; /* 1.5 * 2^23: the sum's low bits are round(x / ln 2) */ \
-        V n = shifted - 12582912.0f; \
-        V r = x - n * 0.693359375f + n * 2.12194440e-4f; \
-        V p = (V){} + 1.9875691500e-4f; \
-        p = p * r + 1.3981999507e-3f; \
-        p = p * r + 8.3334519073e-3f; \
-        p = p * r + 4.1665795894e-2f; \
-        p = p * r + 1.6666665459e-1f; \
-        p = p * r + 5.0000001201e-1f; \
-        p = p * (r * r) + r + 1.0f; \
-        return p * (V)(((VI)shifted << 23) + (127 << 23)); \
-    }
-typedef int32_t vi8 __attribute__((vector_size(32), aligned(4)));
+INLINE vf smaller(vf a, vf b) {
 #if W == 16
-EXP(exp_of, vf, vi, _mm512)
+    return (vf)_mm512_min_ps((__m512)a, (__m512)b);
 #else
-EXP(exp_of, vf, vi, _mm256)
+    return (vf)_mm256_min_ps((__m256)a, (__m256)b);
 #endif
-EXP(exp_of_8, v8, vi8, _mm256)
-/* 2^x for x <= 0 to 3e-6, where the result is rounded to bf16: 2^n is added to the exponent of 2^r, |r| <= 1/2. */
+}
+
+/* e^x to 2 units in the last place: 2^n from the exponent's bits, e^r for |r| <= ln 2 / 2 as a polynomial (Cephes). */
+INLINE vf exp_of(vf x) {
+    x = larger(ALL(-87.0f), smaller(ALL(88.0f), x)); /* in this order NaN stays NaN */
+    vf shifted = x * 1.44269504088896341f + 12582912.0f; /* 1.5 * 2^23: the sum's low bits are round(x / ln 2) */
+    vf n = shifted - 12582912.0f;
+    vf r = x - n * 0.693359375f + n * 2.12194440e-4f;
+    vf p = r * 1.9875691500e-4f + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * (r * r) + r + 1.0f;
+    return p * (vf)(((vi)shifted << 23) + (127 << 23));
+}
+
+/* 2^x for x <= 125 to 3e-6, where the result is rounded to bf16: 2^n is added to the exponent of 2^r, |r| <= 1/2. */
 INLINE vf power_of_2(vf x) {
     x = larger(ALL(-125.0f), x); /* in this order NaN stays NaN */
     vf shifted = x + 12582912.0f, r = x - (shifted - 12582912.0f);
@@ -276,6 +274,15 @@ INLINE vf power_of_2(vf x) {
     p = p * r + 0.693121815f;
     p = p * r + 0.999999261f;
     return (vf)((vi)p + ((vi)shifted << 23));
+}
+/* The same to 6e-5 for what is rounded to bf16 or 8 bits afterwards. */
+INLINE vf rough_silu(vf x) {
+    vf divisor = 1.0f + power_of_2(smaller(ALL(125.0f), x * -1.44269504f));
+#if W == 16
+    return x * (vf)_mm512_rcp14_ps((__m512)divisor);
+#else
+    return x / divisor;
+#endif
 }
 INLINE vf silu(vf x) {
     vf divisor = 1.0f + exp_of(-x);
@@ -669,12 +676,27 @@ INLINE void norm_row(const float *x, const float *scale, float eps, int dim, flo
     for (int i = 0; i < dim; i += W) STORE(out + i, LOAD(x + i) * factor * LOAD(scale + i));
 }
 
+INLINE vf rotated(vf pairs, vf turn) {
+#if W == 16
+    const __m512 v = (__m512)pairs, t = (__m512)turn, swapped = _mm512_permute_ps(v, 0xb1);
+    return (vf)_mm512_fmaddsub_ps(v, _mm512_moveldup_ps(t), _mm512_mul_ps(swapped, _mm512_movehdup_ps(t)));
+#else
+    const __m256 v = (__m256)pairs, t = (__m256)turn, swapped = _mm256_permute_ps(v, 0xb1);
+    return (vf)_mm256_fmaddsub_ps(v, _mm256_moveldup_ps(t), _mm256_mul_ps(swapped, _mm256_movehdup_ps(t)));
+#endif
+}
+
 /* A head's norm and rotation, in place; `times` multiplies the result. */
 static void norm_rotate(float *x, const float *weight, const float *rope, int head, float eps, float times) {
     vf sums = {};
     for (int i = 0; i < head; i += W) sums += LOAD(x + i) * LOAD(x + i); /* filled up with zeros to sixteens */
     const float factor = 1.0f / sqrtf(sum_of(sums) / (float)head + eps);
-    for (int i = 0; i < head; i += 2) {
+    int i = 0;
+    for (; i + W <= head; i += W) { /* pairs of even and odd, as pairs of cosine and sine */
+        const vf pairs = LOAD(x + i) * factor * LOAD(weight + i), turn = LOAD(rope + i);
+        STORE(x + i, rotated(pairs, turn) * times);
+    }
+    for (; i < head; i += 2) {
         const float even = x[i] * factor * weight[i], odd = x[i + 1] * factor * weight[i + 1];
         x[i] = (even * rope[i] - odd * rope[i + 1]) * times;
         x[i + 1] = (even * rope[i + 1] + odd * rope[i]) * times;
@@ -823,17 +845,28 @@ typedef struct {
     const float *gates; /* 8 of w1, 8 of w3 in turns */
     float *hidden;
     ll gates_row, hidden_row;
-    int rows;
+    int rows, rough;
     float scale;
 } Silu;
 
+/* A panel's hidden values, or two panels' after the second of them, which lie side by side. */
 static void silu_panel(void *context, int panel) {
     const Silu *s = context;
+#if W == 16
+    if (panel % 2 == 0) return;
+    for (int r = 0; r < s->rows; r++) {
+        const float *x = s->gates + r * s->gates_row + place_of(panel - 1, s->gates_row);
+        const __m512 first = (__m512)LOAD(x), second = (__m512)LOAD(x + PANEL);
+        const vf gate = (vf)_mm512_shuffle_f32x4(first, second, 0x44), value = (vf)_mm512_shuffle_f32x4(first, second, 0xee);
+        STORE(s->hidden + r * s->hidden_row + (panel - 1) * 8, (s->rough ? rough_silu(gate) : silu(gate)) * (value * s->scale));
+    }
+#else
     for (int r = 0; r < s->rows; r++) {
         const float *x = s->gates + r * s->gates_row + place_of(panel, s->gates_row);
-        v8 gate = *(const v8 *)x, value = *(const v8 *)(x + 8);
-        *(v8 *)(s->hidden + r * s->hidden_row + panel * 8) = gate / (1.0f + exp_of_8(-gate)) * (value * s->scale);
+        const vf gate = LOAD(x), value = LOAD(x + 8);
+        STORE(s->hidden + r * s->hidden_row + panel * 8, silu(gate) * (value * s->scale));
     }
+#endif
 }
 
 /* Gates are needed few panels at a time where a panel is finished in one pass. */
@@ -862,7 +895,7 @@ static void finish_rows(void *context, int index, int slot) {
         norm_row(to, scale_2, b->eps, dim, normed + (ll)r * dim);
     }
     a = operands(b->w13.kind, normed, dim, rows, dim, room, scales);
-    Silu silu = {gates, hidden, gates_row, hidden_row, rows, b->hidden_scale};
+    Silu silu = {gates, hidden, gates_row, hidden_row, rows, b->w2.kind == BF16 || b->w2.kind == I8, b->hidden_scale};
     product(&b->w13, a, dim, scales, rows, gates, gates_row, silu_panel, &silu);
     a = operands(b->w2.kind, hidden, hidden_row, rows, hidden_row, room, scales);
     product(&b->w2, a, hidden_row, scales, rows, sums, dim, NULL, NULL);
@@ -1036,8 +1069,10 @@ static void plan_pieces(const Conv *c, ConvPlan *p) {
 }
 
 /* The pixels that a piece reads, one more on each side, zeros beyond the picture: as fp32, or as bf16 at once. */
-INLINE void fill(const int bf16, const Conv *c, int top, int left, int rows, int columns, char *to, Largest *l) {
+INLINE void fill(const int bf16, const int rough, const Conv *c, int top, int left, int rows, int columns, char *to,
+                 Largest *l) {
     const int in = c->in, size = bf16 ? 2 : 4;
+    Largest seen = *l; /* in registers: what is written to `to` could be `l` */
     for (int y = top - 1; y <= top + rows; y++)
         for (int x = left - 1; x <= left + columns; x++, to += in * size) {
             if (y < 0 || y >= c->height || x < 0 || x >= c->width) {
@@ -1048,14 +1083,18 @@ INLINE void fill(const int bf16, const Conv *c, int top, int left, int rows, int
             for (int i = 0; i < in; i += W) {
                 __builtin_prefetch(from + (ll)c->width * in + i); /* the next row: its beginning is seldom foreseen */
                 vf v = LOAD(from + i);
-                if (c->factor) v = silu(v * LOAD(c->factor + i) + LOAD(c->offset + i));
+                if (c->factor) {
+                    v = v * LOAD(c->factor + i) + LOAD(c->offset + i);
+                    v = rough ? rough_silu(v) : silu(v);
+                }
                 if (bf16) to_bf16((const float *)&v, W, to + 2 * i);
                 else {
-                    look_at(l, v);
+                    look_at(&seen, v);
                     STORE((float *)to + i, v);
                 }
             }
         }
+    *l = seen;
 }
 
 static void convolve_piece(void *context, int index, int slot) {
@@ -1072,8 +1111,9 @@ static void convolve_piece(void *context, int index, int slot) {
     char *pixels = cut(&room, 4 * count);
     float *few = cut(&room, 4 * TALL * PANEL), scale = 0.0f, scales[WIDEST];
     Largest l = {};
-    if (w->kind == BF16) fill(1, c, top, left, rows, columns, pixels, &l);
-    else fill(0, c, top, left, rows, columns, pixels, &l);
+    if (w->kind == BF16) fill(1, 1, c, top, left, rows, columns, pixels, &l);
+    else if (w->kind == I8) fill(0, 1, c, top, left, rows, columns, pixels, &l);
+    else fill(0, 0, c, top, left, rows, columns, pixels, &l);
     const char *a = pixels;
     if (w->kind == I8 || w->kind == I16) { /* one scale for the piece */
         scale = to_integers(w->kind, (const float *)pixels, count, &l, room);
