@@ -8,7 +8,9 @@ byte, or the run fails. Two loads: small (one picture of 512x512) and mixed (512
 fourth request is small, 16 of 64, so that there is a p95 of small requests to speak of).
 
 Two bars: 1.3 times the throughput of one after another where requests are small, and small requests among large ones
-at a p95 of no more than twice their time alone plus the largest step. Written: bench/results/load-cpu.json.
+at a p95 of no more than twice their time alone plus the largest step. All clients begin in the same instant, so that
+their first small requests wait for one another; "later" leaves the first one of each client out, and is no bar.
+Written: bench/results/load-cpu.json.
 """
 
 import argparse
@@ -116,6 +118,7 @@ def compare(queue: AdmissionQueue, name: str, work: Sequence[GenerationParams], 
     assert not differing, f"requests {differing} drew other pictures under load than alone"
     small = [number for number, params in enumerate(work) if is_small(params)]
     small_alone, small_loaded = ([results[number].seconds for number in small] for results in (alone, loaded))
+    later = [loaded[number].seconds for number in small if number >= clients] or small_loaded
     times, step = alone_s / loaded_s, max(result.step_s for result in alone)
     bar = 2 * median(small_alone) + step
     mixed = len(small) < len(work)
@@ -124,7 +127,7 @@ def compare(queue: AdmissionQueue, name: str, work: Sequence[GenerationParams], 
         "load": name, "requests": len(work), "pictures": sum(params.num_images for params in work),
         "one by one s": alone_s, f"{clients} clients s": loaded_s, "times the throughput": times,
         "small": len(small), "small alone s": median(small_alone), "small p50 s": median(small_loaded),
-        "small p95 s": p95(small_loaded), "largest step s": step,
+        "small p95 s": p95(small_loaded), "later p95 s": p95(later), "largest step s": step,
         "bar": f"small p95 <= {bar:.2f} s" if mixed else f">= {LEAST_TIMES} times", "met": "yes" if met else "no",
     }  # fmt: skip
 

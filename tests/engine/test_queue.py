@@ -1,5 +1,6 @@
 """Admission: limits, order, ends, and honest times to come back."""
 
+import random
 import threading
 import time
 from collections.abc import Callable
@@ -10,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from zturbo.engine.breath import breathe
 from zturbo.engine.progress import Progress
 from zturbo.engine.queue import ENDED, AdmissionQueue, Ticket
 from zturbo.engine.worker import Worker
@@ -313,3 +315,44 @@ def test_a_model_that_cannot_be_loaded_is_told() -> None:
     assert isinstance(worker.failure, OSError)
     with pytest.raises(Busy, match="could not be loaded: no such folder"):
         admit(queue)
+
+
+class Breathing:
+    """An engine whose every turn takes breath, as a decoding does."""
+
+    lanes, abreast = 4, 2
+
+    def draw(self, params: GenerationParams, cancelled: Any = lambda: False, previews: int = 0) -> Any:
+        for image in range(params.num_images):
+            for step in range(params.steps + 1):
+                if cancelled():
+                    raise Cancelled("the request was cancelled")
+                for _ in range(3):
+                    breathe()
+                    time.sleep(0.0002)
+                yield Progress("denoise", image, params.num_images, step, params.steps)
+            yield Progress("drawn", image, params.num_images, params.steps, params.steps)
+        yield Progress("done", params.num_images - 1, params.num_images, params.steps, params.steps)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_lanes_that_rest_for_each_other_end_all_tickets(seed: int) -> None:
+    chance, queue = random.Random(seed), AdmissionQueue(64)
+    worker = Worker(queue, Breathing)
+    worker.start()
+    while queue.refusal is not None:
+        assert worker.failure is None
+        time.sleep(0.001)
+    tickets = []
+    for _ in range(40):
+        size, images = chance.choice(("512x512", "768x768", "1024x1024")), chance.randint(1, 3)
+        params = request(size=size, num_images=images, steps=chance.randint(1, 4))
+        tickets.append(queue.admit(params, lambda _event: None, owner=chance.choice("abc")))
+        if chance.random() < 0.2:
+            chance.choice(tickets).cancel()
+        time.sleep(chance.random() * 0.002)
+    queue.drain()
+    assert worker.join(60)
+    assert {ticket.state for ticket in tickets} <= {"done", "cancelled"}
+    assert any(ticket.state == "done" for ticket in tickets)
+    assert len(queue) == 0

@@ -18,6 +18,7 @@ from nano.drawing import Crops
 from nano.evaluate import Verdict, answers, compare, paraphrases, plain_prompt, unseen
 from nano.muon import Muon
 from nano.sheet import load_painter
+from nano.world import LABEL
 from zturbo.engine.sampling import sigmas
 from zturbo.engine.tokenizer import chat_prompt
 from zturbo.models.attention import sdpa
@@ -137,6 +138,12 @@ def test_half_of_the_tokens_are_kept_each_once() -> None:
     assert kept.shape == (3, 128)
     assert all(len(set(row.tolist())) == 128 for row in kept)
     assert transformer.kept_tokens(3, 256, 1.0, torch.Generator()) is None
+
+
+def test_what_is_worn_counts_most() -> None:
+    what = torch.tensor([[LABEL["beach sky"], LABEL["cat"], LABEL["cactus"], LABEL["sunglasses"], LABEL["scarf"]]])
+    backdrop, *things, glasses, scarf = transformer.token_weights(what)[0].tolist()
+    assert backdrop < things[0] == things[1] < glasses == scarf
 
 
 def test_goes_on_from_shipped_weights(run: Folders, tmp_path: Path) -> None:

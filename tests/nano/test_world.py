@@ -9,7 +9,7 @@ from nano.canvas import CELL, STYLES
 from nano.captions import SEED_PROMPT, caption, long_caption, short_caption
 from nano.latents import token_labels
 from nano.picture import draw
-from nano.world import FULL, LABEL, NATURAL, SETTINGS, SMALL, Scene, Subject, sample_scene
+from nano.world import FULL, LABEL, NATURAL, PRACTICE, SETTINGS, SMALL, Scene, Subject, World, sample_scene
 
 TREX = Subject("t-rex", "green", worn=("sunglasses",), pose="lying", on_lounger=True)
 
@@ -84,3 +84,13 @@ def test_every_scene_can_be_put_into_words() -> None:
 def test_the_small_world_is_part_of_the_full_one() -> None:
     assert set(SMALL.kinds) <= set(FULL.kinds)
     assert set(SMALL.settings) <= set(FULL.settings)
+
+
+def test_practice_has_more_creatures_that_wear_something() -> None:
+    def share(world: World) -> float:
+        rng = np.random.default_rng(1)
+        scenes = [sample_scene(world, rng) for _ in range(2000)]
+        return sum(any(one.worn and not one.on_lounger for one in scene.subjects) for scene in scenes) / len(scenes)
+
+    assert share(PRACTICE) > 1.5 * share(SMALL)
+    assert set(PRACTICE.kinds) == set(SMALL.kinds)

@@ -67,7 +67,7 @@ class Ticket:
 
     def reached(self, progress: Progress) -> None:
         """Book what has been drawn."""
-        if progress.stage == "drawn":
+        if progress.stage in ("drawn", "done"):
             self.drawn = self._pixel_steps(progress.image + 1, 0)
         else:
             self.drawn = self._pixel_steps(progress.image, progress.step)
