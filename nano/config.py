@@ -7,7 +7,7 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from nano.world import FULL, SMALL, World
+from nano.world import FULL, PRACTICE, SMALL, World
 
 
 @dataclass(frozen=True)
@@ -95,13 +95,14 @@ class Profile:
     stages: tuple[Stage, ...]
     distill_steps: int
     judge_steps: int
+    practice: World | None = None  # what the transformer's pictures are drawn from, where that is not `world`
     captions_per_picture: int = 8
     checkpoint_every_s: float = 120.0
     sheet_every_s: float = 480.0
     seed: int = 20
 
 
-_CPU_SHARES = (  # width, height, share: of the later stages, more of the published example's size and of large ones
+_CPU_SHARES = (  # width, height, share; the published example's size often
     (512, 512, 0.48),
     (768, 512, 0.07),
     (512, 768, 0.07),
@@ -111,6 +112,26 @@ _CPU_SHARES = (  # width, height, share: of the later stages, more of the publis
     (1024, 576, 0.03),
     (576, 1024, 0.02),
     (1024, 1024, 0.02),
+)
+
+_LAST_CPU_SHARES = (  # the largest sizes as well, which the network does not continue to from smaller ones by itself
+    (512, 512, 0.35),
+    (768, 512, 0.06),
+    (512, 768, 0.06),
+    (1440, 512, 0.14),
+    (1024, 768, 0.08),
+    (768, 1024, 0.05),
+    (1024, 576, 0.03),
+    (576, 1024, 0.02),
+    (1024, 1024, 0.03),
+    (2048, 2048, 0.025),
+    (1536, 1024, 0.03),
+    (1024, 1536, 0.03),
+    (512, 1440, 0.025),
+    (512, 2048, 0.015),
+    (2048, 1024, 0.02),
+    (1024, 2048, 0.015),
+    (1536, 1536, 0.02),
 )
 
 CPU = Profile(
@@ -135,31 +156,25 @@ CPU = Profile(
         Bucket(1024, 1024, 1024),
         Bucket(1024, 576, 1024),
         Bucket(576, 1024, 1024),
+        Bucket(2048, 2048, 256),
+        Bucket(1536, 1024, 512, lounging=0.25),
+        Bucket(1024, 1536, 512),
+        Bucket(512, 1440, 768),
+        Bucket(512, 2048, 384),
+        Bucket(2048, 1024, 256, lounging=0.25),
+        Bucket(1024, 2048, 256),
+        Bucket(1536, 1536, 256),
     ),
     stages=(
-        Stage(
-            buckets=(
-                (512, 512, 0.64),
-                (768, 512, 0.07),
-                (512, 768, 0.07),
-                (1440, 512, 0.09),
-                (1024, 768, 0.06),
-                (768, 1024, 0.04),
-                (1024, 576, 0.02),
-                (576, 1024, 0.01),
-            ),
-            tokens_per_batch=3072,
-            steps=4000,
-            peak=0.7,
-            floor=0.75,
-            coarse=0.75,
-            kept=0.5,
-        ),
+        Stage(buckets=_CPU_SHARES, tokens_per_batch=3072, steps=4000, peak=0.7, floor=0.75, coarse=0.75, kept=0.5),
         Stage(buckets=_CPU_SHARES, tokens_per_batch=3072, steps=3000, peak=0.525, floor=0.5, coarse=0.75, kept=0.5),
-        Stage(buckets=_CPU_SHARES, tokens_per_batch=3072, steps=3000, peak=0.2625, floor=0.0, coarse=0.7),
+        Stage(
+            buckets=_LAST_CPU_SHARES, tokens_per_batch=3072, steps=3000, peak=0.2625, floor=0.0, coarse=0.7, kept=0.5
+        ),
     ),
     distill_steps=0,
     judge_steps=1500,
+    practice=PRACTICE,
 )
 
 _GPU_SIZES = (

@@ -82,7 +82,8 @@ def fill(bucket: Bucket, profile: Profile, folders: Folders, encode: Callable[[T
     """Draw and encode what is missing of one bucket."""
     folder, tokenizer = bucket_folder(folders, bucket.width, bucket.height), load_tokenizer(folders)
     folder.mkdir(parents=True, exist_ok=True)
-    world = profile.world if bucket.lounging is None else replace(profile.world, lounging=bucket.lounging)
+    world = profile.practice or profile.world
+    world = world if bucket.lounging is None else replace(world, lounging=bucket.lounging)
     make = Example(world, bucket.width, bucket.height, profile.captions_per_picture)
     at_once = max(1, min(16, bucket.pictures, 2**20 // (bucket.width * bucket.height)))
     for index, first in enumerate(range(0, bucket.pictures, SHARD)):

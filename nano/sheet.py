@@ -102,10 +102,12 @@ def arrange(pictures: Sequence[NDArray[np.uint8]], columns: int, cell: int) -> N
     return np.concatenate(rows, axis=0)
 
 
-def save_sheet(profile: Profile, folders: Folders, transformer: ZImageTransformer, name: str) -> Path:
-    """Draw the fixed prompts at a size that the stage has learnt and write `sheets/<name>.png`."""
+def save_sheet(
+    profile: Profile, folders: Folders, transformer: ZImageTransformer, name: str, small: bool = False
+) -> Path:
+    """Draw the fixed prompts and write `sheets/<name>.png`; at half of their size for a stage of small pictures."""
     painter = load_painter(profile, folders, transformer)
-    share = 0.5 if name.startswith("stage1") else 1.0
+    share = 0.5 if small else 1.0
     pictures = [
         painter(prompt, max(256, int(width * share) // 32 * 32), max(256, int(height * share) // 32 * 32), seed)
         for seed, (prompt, width, height) in enumerate(SHEET_PROMPTS)

@@ -6,7 +6,8 @@ Flow matching (Lipman et al. 2023), Muon on the blocks' matrices, an average of 
 drawing knows anyway or the sampler fixes:
 
 - an auxiliary head after the third block names what lies under each token (it binds words to places early, and is not
-  shipped), and tokens under a thing weigh more than those under the backdrop, most of a picture and learnt first;
+  shipped), and tokens under a thing weigh more than those under the backdrop, most of a picture and learnt first, and
+  those under what a creature wears still more, a few tokens that a prompt names as plainly as the creature;
 - most steps are at the noise levels that eight steps visit;
 - where noise hides the neighbours anyway, a picture is judged by a random part of its tokens (after MaskDiT, Zheng et
   al. 2023, without its decoder): two pictures for the price of one.
@@ -39,7 +40,7 @@ from nano.training import (
     save,
     working_dtype,
 )
-from nano.world import COLOURS, LABELS
+from nano.world import COLOURS, LABEL, LABELS, WORN
 from zturbo.engine.sampling import sigmas
 from zturbo.engine.tokenizer import chat_prompt
 from zturbo.models.attention import round_up
@@ -52,10 +53,12 @@ LAYOUT_WEIGHT = 0.2
 LAYOUT_BLOCK = 2  # index of the block whose output the auxiliary head reads
 EMPTY_SHARE = 0.1  # of the steps have the empty prompt, where guidance will be distilled
 THING_WEIGHT = 3.0  # of tokens under a thing, beside 1 for the backdrop
+WORN_WEIGHT = 8.0  # of tokens under sunglasses, a hat or a scarf
 VISITED = 8  # steps whose noise levels are trained most
 COARSE = 0.7  # noise levels from here on decide the composition
 ANYWHERE = 0.25  # share of noise levels beside the visited ones, for other numbers of steps
 VARIANTS = 32  # of a block's code: with a picture's own positions or all one's, last block or not, caption or picture
+SMALLEST = 512  # side of the pictures of a sheet, unless a stage has no such size
 GATE = 0.25  # where the residual gates start: blocks take part from the first step
 
 
@@ -180,6 +183,14 @@ def kept_tokens(count: int, tokens: int, share: float, generator: torch.Generato
     return torch.rand(count, tokens, generator=generator).topk(number, dim=1).indices
 
 
+def token_weights(what: Tensor) -> Tensor:
+    """How much each token counts, by what lies under it: (B,N) indices into LABELS -> (B,N) fp32."""
+    weights = torch.ones(len(LABELS), device=what.device)
+    weights[FIRST_THING:] = THING_WEIGHT
+    weights[[LABEL[item] for item in WORN]] = WORN_WEIGHT
+    return weights[what]
+
+
 def losses(
     trainee: Trainee,
     language: Qwen3,
@@ -188,7 +199,7 @@ def losses(
     share: float,
     generator: torch.Generator,
 ) -> tuple[Tensor, Tensor]:
-    """Velocity error and layout error of one batch at random noise levels, over this share of its tokens."""
+    """Velocity and layout error of one batch at random noise levels, over this share of its tokens, weighted."""
     clean, labels, ids = (part.to(device(), non_blocking=True) for part in batch)
     sigma = noise_levels(len(clean), coarse, generator).to(clean.device)
     noise = torch.randn(clean.shape, generator=generator).to(clean.device)
@@ -202,11 +213,13 @@ def losses(
         kept = kept.to(clean.device)
         labels, target = chosen(labels, kept), chosen(target, kept)
     velocity, layout = trainee(((1 - level) * clean + level * noise).to(dtype), prompt_embeds, 1 - sigma, kept)
-    weight = 1 + (THING_WEIGHT - 1) * (labels[..., 0] >= FIRST_THING).float()
-    flow = ((velocity.float() - target).square().mean(-1) * weight).sum() / weight.sum()
-    what, colour = layout.float().flatten(0, 1).split((len(LABELS), len(COLOURS)), dim=-1)
-    named = F.cross_entropy(what, labels[..., 0].flatten()) + 0.5 * F.cross_entropy(colour, labels[..., 1].flatten())
-    return flow, named
+    what, colour = layout.float().mT.split((len(LABELS), len(COLOURS)), dim=1)
+    named = F.cross_entropy(what, labels[..., 0], reduction="none")
+    named = named + 0.5 * F.cross_entropy(colour, labels[..., 1], reduction="none")
+    weight = token_weights(labels[..., 0])
+    part = weight / weight.sum()
+    flow = (velocity.float() - target).square().mean(-1)
+    return (flow * part).sum(), (named * part).sum()
 
 
 class Trainer:
@@ -295,6 +308,11 @@ class Trainer:
             },
         )
 
+    def save_sheet(self, moment: str) -> None:
+        """What the averaged weights draw now, at sizes of this stage."""
+        small = all(max(width, height) < SMALLEST for width, height, _ in self.profile.stages[self.stage].buckets)
+        save_sheet(self.profile, self.folders, self.average.model, f"stage{self.stage + 1}-{moment}", small)
+
 
 def train(profile: Profile, folders: Folders, minutes: float, last_stage: int, compile_blocks: bool = False) -> None:
     """Train, or go on training, through the profile's stages; `minutes` bounds each stage.
@@ -317,10 +335,10 @@ def train(profile: Profile, folders: Folders, minutes: float, last_stage: int, c
                 trainer.save()
             if first and trainer.run.elapsed_s > sheet_at:
                 sheet_at = trainer.run.elapsed_s + profile.sheet_every_s
-                save_sheet(profile, folders, trainer.average.model, f"stage{trainer.stage + 1}-{trainer.run.step:06d}")
+                trainer.save_sheet(f"{trainer.run.step:06d}")
         if first:
             trainer.save()
-            save_sheet(profile, folders, trainer.average.model, f"stage{trainer.stage + 1}-end")
+            trainer.save_sheet("end")
         if not trainer.next_stage():
             break
         sheet_at = profile.sheet_every_s

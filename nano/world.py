@@ -3,7 +3,7 @@
 `SMALL` is the world of the cpu profile, `FULL` of the gpu profile; both always hold the T-Rex on its sun lounger.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -145,6 +145,7 @@ class World:
     several: float = 0.28  # share of scenes with several of a kind
     pairs: float = 0.34  # share of scenes with two different subjects
     lounging: float = 0.07  # share of scenes where a creature relaxes on a sun lounger, mostly on the beach
+    creature_weight: int = 1  # how many times as often as any other kind a creature is chosen
 
 
 SMALL = World(
@@ -156,6 +157,8 @@ SMALL = World(
     pairs=0.2,
     lounging=0.16,
 )
+PRACTICE = replace(SMALL, creature_weight=3, pairs=0.3, lounging=0.12)
+"""`SMALL` with more of what is learnt last: creatures that stand and wear something, and two different subjects."""
 FULL = World(
     settings=SETTINGS,
     kinds=tuple(NATURAL),
@@ -193,8 +196,9 @@ def _creature(kind: str, world: World, rng: np.random.Generator) -> Subject:
 
 def sample_subject(world: World, setting: str, rng: np.random.Generator, besides: tuple[str, ...] = ()) -> Subject:
     """One subject for a setting, of a kind not in `besides`; half the time one that is at home there."""
-    choice = [kind for kind in world.kinds if kind not in besides]
-    at_home = [kind for kind in HABITATS.get(setting, ()) if kind in choice]
+    kinds = [kind for kind in world.kinds if kind not in besides]
+    choice = [kind for kind in kinds for _ in range(world.creature_weight if kind in CREATURES else 1)]
+    at_home = [kind for kind in HABITATS.get(setting, ()) if kind in kinds]
     kind = str(rng.choice(at_home if at_home and rng.random() < 0.25 else choice))
     size = str(rng.choice(SIZES, p=(0.2, 0.55, 0.25)))
     if kind in CREATURES:
