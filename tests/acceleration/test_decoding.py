@@ -142,6 +142,7 @@ def test_the_engine_records_on_cuda_where_it_can_and_says_so(
     """With a stand-in for the recorder, and a pipeline that calls its device CUDA."""
     engine = Engine.load("nano", LoadOptions(device="cpu"))
     assert engine.writer is not None
+    engine.writer = Writer(engine.pipeline, engine.writer.recipe, engine.model.version)  # as on CUDA
     plan = replace(engine.plan, text_encoder_placement=placement)
     assert (_record_tokens(engine.writer, plan, spare), engine.writer.words) == (0, "by the text encoder")
     monkeypatch.setattr("zturbo.engine.engine.CudaRecorder", lambda _device: StandIn())
@@ -261,5 +262,5 @@ def test_nano_writes_by_graphs_on_the_device() -> None:
     plain = Writer(engine.pipeline, engine.writer.recipe, engine.model.version)
     for prompt in PROMPTS:
         assert engine.writer.expand(prompt).text == plain.expand(prompt).text
-    assert engine.writer.decoder is not None
+    assert isinstance(engine.writer.decoder, Decoder)
     assert engine.writer.decoder.failure is None

@@ -1,5 +1,6 @@
 """Writing on the text encoder: the same text always, whatever holds the weights, and an end within one token."""
 
+import copy
 import math
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from zturbo.engine.engine import Engine, LoadOptions, build_pipeline, complete
 from zturbo.engine.plan import Placement
 from zturbo.engine.writing import FOREIGN, NO_ROOM, Writer, open_writer, pick
 from zturbo.errors import Cancelled, ConfigError
+from zturbo.expansion.cache import LeastRecent
 from zturbo.expansion.expansion import NOTHING_USABLE
 from zturbo.expansion.recipes import Instructed, Trained
 from zturbo.models.text_encoder import KVCache
@@ -35,7 +37,15 @@ def tiny(tiny_folder: Path) -> Engine:
 
 
 def writer_of(engine: Engine) -> Writer:
-    """A writer that remembers nothing yet."""
+    """A writer like the engine's that remembers nothing yet."""
+    assert engine.writer is not None
+    made = copy.copy(engine.writer)
+    made._cache = LeastRecent()
+    return made
+
+
+def plain(engine: Engine) -> Writer:
+    """A writer that writes by the eager text encoder."""
     assert engine.writer is not None
     return Writer(engine.pipeline, engine.writer.recipe, engine.model.version)
 
@@ -140,11 +150,17 @@ def test_control_tokens_are_never_written(tiny: Engine) -> None:
     assert set(likeliest[0, 1].tolist()) <= allowed
 
 
-def test_weights_that_are_not_finite_leave_the_prompt(tiny_folder: Path) -> None:
-    broken = Engine.load(str(tiny_folder), LoadOptions(device="cpu", dtype="float32"))
+@pytest.mark.parametrize("native", [False, True])
+def test_weights_that_are_not_finite_leave_the_prompt(native: bool) -> None:
+    broken = Engine.load("nano", LoadOptions(device="cpu", dtype="float32"))
     with torch.no_grad():
         broken.pipeline.text_encoder.get_parameter("model.norm.weight").fill_(float("nan"))
-    assert writer_of(broken).expand("a cat").text == "a cat"
+    writer = plain(broken)
+    if native:
+        if broken.writer is None or broken.writer.decoder is None:
+            pytest.skip("no native kernels here")
+        writer.write_with(broken.pipeline.text_encoder, native=True)
+    assert writer.expand("a cat").text == "a cat"
 
 
 def test_a_device_that_fails_leaves_the_prompt_and_is_tried_again(
@@ -153,12 +169,23 @@ def test_a_device_that_fails_leaves_the_prompt_and_is_tried_again(
     def full(*_: object) -> torch.Tensor:
         raise torch.OutOfMemoryError("secret prompt")
 
-    writer = writer_of(nano)
+    writer = plain(nano)
     with monkeypatch.context() as patch:
         patch.setattr(nano.pipeline.text_encoder, "next_logits", full)
         expansion = writer.expand(PROMPTS[0])
     assert (expansion.text, expansion.reason) == (PROMPTS[0], "the language model failed: OutOfMemoryError")
     assert writer.expand(PROMPTS[0]).applied
+
+
+def test_kernels_without_memory_leave_the_prompt(nano: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> torch.Tensor:
+        raise MemoryError("secret prompt")
+
+    writer = writer_of(nano)
+    if writer.decoder is None:
+        pytest.skip("no native kernels here")
+    monkeypatch.setattr(writer.decoder, "_read", full)
+    assert writer.expand(PROMPTS[0]).reason == "the language model failed: MemoryError"
 
 
 def test_known_prompts_are_not_written_again(nano: Engine) -> None:

@@ -43,6 +43,8 @@ STEP_BYTES = 64 * 2**20
 
 Follow = Callable[[list[list[int]]], Tensor]
 """Reads (rows, n) tokens more and ranks what may come next."""
+Rank = Callable[[Tensor], Tensor]
+"""(rows, vocab) logits -> what the caller picks from."""
 
 
 @dataclass(slots=True)
@@ -63,7 +65,7 @@ class Decoder:
         rows: candidates of a text.
     """
 
-    def __init__(self, encoder: Qwen3, rank: Callable[[Tensor], Tensor], recorder: Recorder, rows: int) -> None:
+    def __init__(self, encoder: Qwen3, rank: Rank, recorder: Recorder, rows: int) -> None:
         weight = encoder.model.embed_tokens.weight
         self.failure: str | None = None
         """Why no more steps are recorded."""

@@ -1032,6 +1032,122 @@ int zt_forward(const Forward *f) {
     return failed;
 }
 
+/* ---- A small language model that writes: some tokens more of a few texts, with the keys and values of those before ---- */
+
+typedef struct {
+    const float *norm_1, *norm_q, *norm_k, *norm_2;
+    Weights qkv, to_out, gates, down; /* gates first, then values */
+} TextLayer;
+
+typedef struct {
+    const TextLayer *layers;
+    const float *cosines, *sines; /* (length, head), the first half of the sines negated */
+    const float *last_norm;
+    float *x;                     /* (texts, count, hidden): the tokens' embeddings, overwritten */
+    float *states;                /* (depth, 2, texts, kv_heads, length, head): keys and values */
+    float *logits;                /* (texts, 16 * panels of words): of the token that follows */
+    Weights words;
+    float eps;
+    int32_t depth, texts, count, before, length, hidden, heads, kv_heads, head, inner;
+} Text;
+
+/* A head's norm and rotation of its halves, in place. */
+static void norm_rotate_halves(float *x, const float *weight, const float *cosines, const float *sines, int head,
+                               float eps, float *room) {
+    norm_row(x, weight, eps, head, room);
+    const int half = head / 2;
+    for (int i = 0; i < head; i++) x[i] = room[i] * cosines[i] + room[i < half ? i + half : i - half] * sines[i];
+}
+
+/* Causal attention of one head of one token over the keys up to its place. */
+static void attend_token(const float *query, const float *keys, const float *values, int seen, int head, float *scores,
+                         float *out) {
+    const float scale = 1.0f / sqrtf((float)head);
+    float top = -INFINITY, total = 0.0f;
+    for (int s = 0; s < seen; s++) {
+        vf sum = {};
+        for (int i = 0; i < head; i += W) sum += LOAD(query + i) * LOAD(keys + (ll)s * head + i);
+        scores[s] = sum_of(sum) * scale;
+        top = scores[s] > top ? scores[s] : top;
+    }
+    for (int s = 0; s < seen; s++) total += scores[s] = expf(scores[s] - top);
+    for (int i = 0; i < head; i += W) {
+        vf sum = {};
+        for (int s = 0; s < seen; s++) sum += scores[s] * LOAD(values + (ll)s * head + i);
+        STORE(out + i, sum * (1.0f / total));
+    }
+}
+
+/* Rows times weights, rows of `k` values next to each other. */
+static void multiply(const Weights *w, const float *rows, int count, float *out, char *room, float *scales) {
+    const void *a = operands(w->kind, rows, w->k, count, w->k, room, scales);
+    product(w, a, w->k, scales, count, out, (ll)w->count * PANEL, NULL, NULL);
+}
+
+static void attend_tokens(const Text *t, int layer, float *qkv, float *mixed, float *scores) {
+    const TextLayer *l = t->layers + layer;
+    const int head = t->head, all = t->heads + 2 * t->kv_heads, shared = t->heads / t->kv_heads;
+    const ll kept = (ll)t->length * head, side = t->texts * t->kv_heads * kept; /* of a head, of all keys */
+    float *keys = t->states + 2 * layer * side, *values = keys + side;
+    for (int r = 0; r < t->texts * t->count; r++) {
+        const int text = r / t->count, place = t->before + r % t->count;
+        float *own = qkv + (ll)r * all * head;
+        const float *cosines = t->cosines + (ll)place * head, *sines = t->sines + (ll)place * head;
+        for (int h = 0; h < t->heads + t->kv_heads; h++)
+            norm_rotate_halves(own + h * head, h < t->heads ? l->norm_q : l->norm_k, cosines, sines, head, t->eps, scores);
+        for (int h = 0; h < t->kv_heads; h++) {
+            const ll to = (text * t->kv_heads + h) * kept + (ll)place * head;
+            memcpy(keys + to, own + (t->heads + h) * head, 4 * head);
+            memcpy(values + to, own + (t->heads + t->kv_heads + h) * head, 4 * head);
+        }
+        for (int h = 0; h < t->heads; h++) {
+            const ll from = (text * t->kv_heads + h / shared) * kept;
+            attend_token(own + h * head, keys + from, values + from, place + 1, head, scores,
+                         mixed + ((ll)r * t->heads + h) * head);
+        }
+    }
+}
+
+/* Read `count` tokens of each text; 0, or 1 where there is no memory. Widths are multiples of 16. */
+int zt_text(const Text *t) {
+    const int rows = t->texts * t->count, hidden = t->hidden, all = (t->heads + 2 * t->kv_heads) * t->head;
+    const int widest = max_int(max_int(hidden, t->heads * t->head), t->inner), wide = max_int(all, 2 * t->inner);
+    const ll floats = (ll)rows * (2LL * widest + wide + hidden + 1) + max_int(t->length, t->head);
+    char *memory = borrow(4 * floats + 6 * 64);
+    if (!memory) return 1;
+    char *room = memory;
+    float *narrow = cut(&room, 4LL * rows * widest), *broad = cut(&room, 4LL * rows * wide);
+    float *sums = cut(&room, 4LL * rows * hidden), *scales = cut(&room, 4LL * rows);
+    float *scores = cut(&room, 4LL * max_int(t->length, t->head));
+    for (int layer = 0; layer < t->depth; layer++) {
+        const TextLayer *l = t->layers + layer;
+        for (int r = 0; r < rows; r++) norm_row(t->x + (ll)r * hidden, l->norm_1, t->eps, hidden, narrow + (ll)r * hidden);
+        multiply(&l->qkv, narrow, rows, broad, room, scales);
+        attend_tokens(t, layer, broad, narrow, scores);
+        multiply(&l->to_out, narrow, rows, sums, room, scales);
+        for (int r = 0; r < rows; r++) {
+            float *x = t->x + (ll)r * hidden;
+            for (int i = 0; i < hidden; i += W) STORE(x + i, LOAD(x + i) + LOAD(sums + (ll)r * hidden + i));
+            norm_row(x, l->norm_2, t->eps, hidden, narrow + (ll)r * hidden);
+        }
+        multiply(&l->gates, narrow, rows, broad, room, scales);
+        for (int r = 0; r < rows; r++) {
+            const float *gate = broad + 2LL * r * t->inner;
+            float *to = narrow + (ll)r * t->inner;
+            for (int i = 0; i < t->inner; i += W) STORE(to + i, silu(LOAD(gate + i)) * LOAD(gate + t->inner + i));
+        }
+        multiply(&l->down, narrow, rows, sums, room, scales);
+        for (ll i = 0; i < (ll)rows * hidden; i += W) STORE(t->x + i, LOAD(t->x + i) + LOAD(sums + i));
+    }
+    for (int text = 0; text < t->texts; text++) {
+        const float *last = t->x + ((ll)(text + 1) * t->count - 1) * hidden;
+        norm_row(last, t->last_norm, t->eps, hidden, narrow + (ll)text * hidden);
+    }
+    multiply(&t->words, narrow, t->texts, t->logits, room, scales);
+    hand_back(memory);
+    return 0;
+}
+
 /* ---- The decoder: 3x3 convolutions over pixels that lie as (height, width, channels), channels in sixteens ---- */
 
 typedef struct {

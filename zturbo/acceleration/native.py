@@ -206,6 +206,29 @@ class ForwardStruct(ctypes.Structure):
     )  # fmt: skip
 
 
+class TextLayerStruct(ctypes.Structure):
+    """`TextLayer` of kernels.c."""
+
+    _fields_ = (
+        ("norm_1", ctypes.c_void_p), ("norm_q", ctypes.c_void_p), ("norm_k", ctypes.c_void_p),
+        ("norm_2", ctypes.c_void_p), ("qkv", WeightsStruct), ("to_out", WeightsStruct), ("gates", WeightsStruct),
+        ("down", WeightsStruct),
+    )  # fmt: skip
+
+
+class TextStruct(ctypes.Structure):
+    """`Text` of kernels.c."""
+
+    _fields_ = (
+        ("layers", ctypes.POINTER(TextLayerStruct)), ("cosines", ctypes.c_void_p), ("sines", ctypes.c_void_p),
+        ("last_norm", ctypes.c_void_p), ("x", ctypes.c_void_p), ("states", ctypes.c_void_p),
+        ("logits", ctypes.c_void_p), ("words", WeightsStruct), ("eps", ctypes.c_float),
+        ("depth", ctypes.c_int32), ("texts", ctypes.c_int32), ("count", ctypes.c_int32), ("before", ctypes.c_int32),
+        ("length", ctypes.c_int32), ("hidden", ctypes.c_int32), ("heads", ctypes.c_int32),
+        ("kv_heads", ctypes.c_int32), ("head", ctypes.c_int32), ("inner", ctypes.c_int32),
+    )  # fmt: skip
+
+
 def round_up(size: int, multiple: int = PANEL) -> int:
     """The next multiple."""
     return -(-size // multiple) * multiple

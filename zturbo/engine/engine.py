@@ -6,6 +6,7 @@ for progress in engine.draw(params):
 progress.pictures[0].pixels
 """
 
+import copy
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -16,7 +17,7 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import nn
 
-from zturbo.acceleration import decoding
+from zturbo.acceleration import decoding, native_writer
 from zturbo.acceleration.attention import choose_attention, use_attention
 from zturbo.acceleration.cpu import NativeTransformer
 from zturbo.acceleration.fp16 import fit_half_precision
@@ -141,6 +142,7 @@ class Engine:
         writer = _writer(checkpoint, pipeline, plan, info, options)
         if writer is not None:
             spare -= _record_tokens(writer, plan, spare)
+            _write_in_fp32(writer, plan)
         levels = Levels(pipeline, spare)
         level = levels[options.acceleration]  # its first request shall not wait for it
         native = isinstance(level.pipeline.transformer, NativeTransformer)
@@ -295,6 +297,18 @@ def _writer(
     assert checkpoint.tokenizer is not None
     folder = checkpoint.tokenizer.parent.parent  # of the language model, wherever the transformer came from
     return open_writer(pipeline, folder, model.version, plan.text_encoder_placement == "streamed")
+
+
+def _write_in_fp32(writer: Writer, plan: Plan) -> None:
+    """On a CPU, have a small language model write in fp32: the same text on every processor; in C where it can."""
+    encoder = writer.pipeline.text_encoder
+    small = native_writer.weight_bytes(encoder.config) <= native_writer.MOST_BYTES
+    if plan.device != "cpu" or plan.text_encoder_placement != "resident" or not small:
+        return
+    exact = encoder if plan.text_encoder_dtype == "float32" else copy.deepcopy(encoder).float()
+    reason = native_writer.unfit(exact)
+    writer.write_with(exact, native=reason is None)
+    writer.words += f"; in fp32, {'native kernels' if reason is None else f'no native kernels: {reason}'}"
 
 
 def _record_tokens(writer: Writer, plan: Plan, spare_bytes: int) -> int:

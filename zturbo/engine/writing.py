@@ -19,6 +19,7 @@ from torch import Tensor
 
 from zturbo.acceleration.decoding import Decoder, Follow
 from zturbo.acceleration.graphs import Recorder
+from zturbo.acceleration.native_writer import Scribe
 from zturbo.engine.pipeline import Pipeline
 from zturbo.engine.tokenizer import MAX_TOKENS, chat_prompt
 from zturbo.errors import Cancelled
@@ -26,7 +27,7 @@ from zturbo.expansion.cache import LeastRecent
 from zturbo.expansion.expansion import Expansion
 from zturbo.expansion.recipes import TRAINED_FILE, Instructed, Recipe, Trained
 from zturbo.expansion.rules import additions, joined, left_alone
-from zturbo.models.text_encoder import KVCache
+from zturbo.models.text_encoder import KVCache, Qwen3
 
 TEMPERATURE, TOP_P, TOP_K = 0.7, 0.8, 20
 """Qwen3's own advice for answers without thinking (its model card)."""
@@ -73,11 +74,12 @@ class Writer:
     name = "local"
     words = "by the text encoder"
     """For the start-up block."""
-    decoder: Decoder | None = None
-    """What makes a token in one launch; without it each costs the launches of all layers."""
+    decoder: Decoder | Scribe | None = None
+    """What makes a token in one launch or call; without it each costs the operations of all layers."""
 
     def __init__(self, pipeline: Pipeline, recipe: Recipe, version: str) -> None:
         self.pipeline, self.recipe, self.version = pipeline, recipe, version
+        self._encoder = pipeline.text_encoder
         self._cache: LeastRecent[Expansion] = LeastRecent()
         tokenizer = pipeline.tokenizer.tokenizer
         self.stops = [index for token in STOPS if (index := tokenizer.token_to_id(token)) is not None]
@@ -93,6 +95,13 @@ class Writer:
             recorder: of the encoder's device.
         """
         self.decoder = Decoder(self.pipeline.text_encoder, self._likeliest, recorder, self.recipe.candidates)
+
+    def write_with(self, encoder: Qwen3, *, native: bool) -> None:
+        """Write with these weights from now on, which are the pipeline's in another dtype, perhaps by the C kernels."""
+        if native:
+            self.decoder = Scribe(encoder, self._likeliest)
+        else:
+            self._encoder = encoder
 
     def expand(self, prompt: str, cancelled: Callable[[], bool] = lambda: False) -> Expansion:
         """The expansion of a prompt; a device that fails leaves the prompt as it is.
@@ -111,7 +120,7 @@ class Writer:
             return known.took(time.perf_counter() - start, cached=True)
         try:
             expansion = Expansion.of(prompt, self._best(prompt, self._answers(prompt, cancelled)), self.name)
-        except (RuntimeError, ArithmeticError) as error:  # torch's own, such as out of memory; logits that are infinite
+        except (RuntimeError, ArithmeticError, MemoryError) as error:  # torch's, for want of memory; infinite logits
             reason = f"the language model failed: {type(error).__name__}"
             return Expansion.left(prompt, reason, self.name).took(time.perf_counter() - start)
         self._cache.put(prompt, expansion)
@@ -172,8 +181,7 @@ class Writer:
         """What reads tokens of a new text and ranks the next ones."""
         if self.decoder is not None and (follow := self.decoder.begin(length)) is not None:
             return follow
-        encoder = self.pipeline.text_encoder
-        home = encoder.model.embed_tokens.weight
+        encoder, home = self._encoder, self._encoder.model.embed_tokens.weight
         cache = KVCache(encoder.config, rows, length, home.dtype, self.pipeline.device)
         return lambda tokens: self._likeliest(encoder.next_logits(torch.tensor(tokens, device=home.device), cache))
 
