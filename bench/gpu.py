@@ -259,6 +259,7 @@ def expansion_rows(bench: Bench) -> Iterator[Row]:
     The bytes a second count the weights, once for each token: what bounds the last row is the memory.
     """
     from bench.random_engine import StandIn
+    from zturbo.acceleration.decoding import Decoder
     from zturbo.acceleration.graphs import CudaRecorder
     from zturbo.engine.writing import Writer
     from zturbo.expansion.recipes import Instructed
@@ -278,7 +279,8 @@ def expansion_rows(bench: Bench) -> Iterator[Row]:
         first = _writing(writer, read, 1, bench)
         taken = _writing(writer, read, WRITTEN_TOKENS, bench)
         token = (taken - first) / (WRITTEN_TOKENS - 1)
-        yield {"what": name, "graphs": len(writer.decoder or ()), "seconds": taken, "tokens": WRITTEN_TOKENS,
+        graphs = len(writer.decoder) if isinstance(writer.decoder, Decoder) else 0
+        yield {"what": name, "graphs": graphs, "seconds": taken, "tokens": WRITTEN_TOKENS,
                "seconds to the first": first, "ms a token": 1000 * token, "GB/s": nbytes / token / 1e9,
                "peak GiB": bench.peak()}  # fmt: skip
 
