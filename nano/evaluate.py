@@ -3,7 +3,8 @@
     python -m nano.evaluate --profile cpu --folder RUN --output docs/images/nano
 
 The judge is a small convolutional network trained on drawn scenes; its own accuracy on held-out drawings is reported
-first, because no figure of the model can be trusted beyond it. Written: `figures.json`, `sheet.png`, `prompts.txt`.
+first, because no figure of the model can be trusted beyond it. Written: `figures.json`, `sheet.png`, `prompts.txt`,
+and `sizes.png` where a profile trains on large sizes.
 """
 
 import json
@@ -22,7 +23,7 @@ from nano.captions import caption
 from nano.config import Folders, Profile
 from nano.drawing import stream, to_tensor
 from nano.picture import draw
-from nano.sheet import Painter, arrange, load_painter, write_png
+from nano.sheet import EXTREMES, Painter, arrange, load_painter, save_sizes, write_png
 from nano.training import Average, Optimizers, Run, arguments, cosine, device, half_precision, opened, restored, save
 from nano.world import PAINT, PLACES, SETTINGS, WORN, Scene, Subject, World, sample_scene
 
@@ -363,6 +364,9 @@ def evaluate(
     output.mkdir(parents=True, exist_ok=True)
     (output / "figures.json").write_text(json.dumps(figures, indent=2) + "\n")
     sheet48(profile, painter, output, size)
+    trained = {bucket[:2] for stage in profile.stages for bucket in stage.buckets}
+    if trained & set(EXTREMES):
+        save_sizes(painter, output / "sizes.png")
     return figures
 
 

@@ -37,6 +37,10 @@ SHEET_PROMPTS: tuple[tuple[str, int, int], ...] = (
 )
 
 
+EXTREMES = ((2048, 2048), (1536, 1024), (1024, 1536), (2048, 1024), (1024, 2048), (2048, 512), (512, 2048), (512, 1440))
+"""Width and height: the largest sizes and the narrowest."""
+
+
 class Painter:
     """Everything that turns a prompt into pixels, as the engine does it in bf16, without its plans for speed."""
 
@@ -113,6 +117,20 @@ def save_sheet(
         for seed, (prompt, width, height) in enumerate(SHEET_PROMPTS)
     ]
     return write_png(folders.root / "sheets" / f"{name}.png", arrange(pictures, 4, 320))
+
+
+def save_sizes(painter: Painter, path: Path, cell: int = 320) -> Path:
+    """Draw two prompts by turns at the extreme sizes, each picture in a square of `cell` pixels."""
+    squares = []
+    for seed, (width, height) in enumerate(EXTREMES):
+        picture = painter((SEED_PROMPT, "a red boat on the sea at sunset")[seed % 2], width, height, seed)
+        scale = cell / max(width, height)
+        small = cv2.resize(picture, (round(width * scale), round(height * scale)), interpolation=cv2.INTER_AREA)
+        square = np.full((cell, cell, 3), 255, np.uint8)
+        top, left = (cell - small.shape[0]) // 2, (cell - small.shape[1]) // 2
+        square[top : top + small.shape[0], left : left + small.shape[1]] = small
+        squares.append(square)
+    return write_png(path, arrange(squares, 4, cell))
 
 
 def write_png(path: Path, picture: NDArray[np.uint8]) -> Path:

@@ -7,10 +7,11 @@ import pytest
 
 pytest.importorskip("cv2", reason="the training recipe draws with OpenCV (opencv-python-headless)")
 
+import cv2
 import numpy as np
 import torch
 
-from nano import distill, export, language, latents, moments, tokenizer, training, transformer, vae
+from nano import distill, export, language, latents, moments, sheet, tokenizer, training, transformer, vae
 from nano.adopt import adopt
 from nano.captions import EXPAND_INSTRUCTION, STAGES, expanded_caption
 from nano.config import CPU, GPU, PROFILES, TINY, Folders, Profile
@@ -53,6 +54,15 @@ def test_draws_a_picture(run: Folders) -> None:
     picture = load_painter(TINY, run)("a red car", 320, 256, seed=1, steps=2)
     assert picture.shape == (256, 320, 3)
     assert picture.dtype == np.uint8
+
+
+def test_a_page_of_sizes_keeps_their_ratios(run: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sheet, "EXTREMES", ((256, 128), (128, 128)))
+    page = cv2.imread(str(sheet.save_sizes(load_painter(TINY, run), tmp_path / "sizes.png", cell=64)))
+    assert page.shape == (64, 256, 3)
+    assert (page[:16, :64] == 255).all()  # above a picture twice as wide as high
+    assert page[16:48, :64].std() > 0
+    assert page[:, 64:128].std() > 0
 
 
 def test_goes_on_from_its_checkpoint(run: Folders) -> None:
