@@ -59,6 +59,7 @@ def test_draws_a_picture(run: Folders) -> None:
 def test_a_page_of_sizes_keeps_their_ratios(run: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sheet, "EXTREMES", ((256, 128), (128, 128)))
     page = cv2.imread(str(sheet.save_sizes(load_painter(TINY, run), tmp_path / "sizes.png", cell=64)))
+    assert page is not None
     assert page.shape == (64, 256, 3)
     assert (page[:16, :64] == 255).all()  # above a picture twice as wide as high
     assert page[16:48, :64].std() > 0
