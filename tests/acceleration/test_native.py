@@ -35,12 +35,7 @@ WIDE = SMALL | {"dim": 800, "n_heads": 10, "n_kv_heads": 10, "axes_dims": [16, 3
 """More than one of the longest passes over k, in the feed-forward's second product."""
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _built() -> None:
-    try:
-        native.build()
-    except Unavailable as reason:
-        pytest.skip(f"no native kernels here: {reason}")
+pytestmark = pytest.mark.usefixtures("native_kernels")
 
 
 def transformer(members: dict[str, object]) -> ZImageTransformer:

@@ -10,7 +10,6 @@ from tests import reference
 from tests.expansion.prompts import ENGLISH
 from tests.parity.test_text_encoder import ours
 from zturbo.acceleration import native, native_writer
-from zturbo.acceleration.native import Unavailable
 from zturbo.acceleration.native_writer import MOST_BYTES, Scribe, unfit, weight_bytes
 from zturbo.engine.engine import Engine, LoadOptions
 from zturbo.engine.writing import Writer
@@ -21,12 +20,7 @@ from zturbo.weights import published
 SHAPES = [{}, {"num_key_value_heads": 4}, {"head_dim": 48, "hidden_size": 112, "intermediate_size": 208}]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _built() -> None:
-    try:
-        native.build()
-    except Unavailable as reason:
-        pytest.skip(f"no native kernels here: {reason}")
+pytestmark = pytest.mark.usefixtures("native_kernels")
 
 
 def scribe(model: Qwen3) -> Scribe:
