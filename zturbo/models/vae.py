@@ -197,5 +197,6 @@ class AutoencoderKL(nn.Module):
 
 def to_pixels(images: Tensor) -> Tensor:
     """8-bit pictures (B, H, W, 3) on the same device from (B, 3, H, W) in [-1, 1]: round(255 * clamp(y / 2 + 0.5))."""
-    scaled = (images.float() / 2).add_(0.5).clamp_(0, 1).mul_(255).round_()  # in place: fresh memory costs time
+    own = images.to(torch.float32, copy=True)  # changed in place: fresh memory costs more than the arithmetic
+    scaled = own.mul_(0.5).add_(0.5).clamp_(0, 1).mul_(255).round_()
     return scaled.to(torch.uint8).permute(0, 2, 3, 1).contiguous()
