@@ -20,7 +20,7 @@ from tests.web.browser import WHY, choose, launched
 from tools.demo import serving
 
 FOLDER = Path(__file__).parent.parent / "docs" / "images"
-MAX_BYTES = 400_000
+MAX_BYTES = 600_000
 DRAWING_MS = 180_000
 EXAMPLE = "A T-Rex relaxing on a beach, lying on a sun lounger and wearing sunglasses."
 DRAWN = (
