@@ -1,4 +1,5 @@
-/* Transformer blocks and the picture decoder on a CPU, in C: what `native.py` compiles and loads, `cpu.py` calls.
+/* Transformer blocks, the picture decoder and small language models on a CPU, in C: what `native.py` compiles and
+ * loads, `cpu.py` and the other native modules call.
  *
  * What holds everywhere:
  *
