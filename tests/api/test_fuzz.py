@@ -21,9 +21,10 @@ ROOT = Path(__file__).parents[2]
 SIDE = 64
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
-    with serving(tmp_path_factory.mktemp("fuzz"), side=SIDE) as one:
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Serving]:
+    """A server of one test's own: a manager's requests may find its own key and take scopes from it."""
+    with serving(tmp_path, side=SIDE) as one:
         yield one
 
 
