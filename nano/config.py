@@ -44,6 +44,25 @@ class Stage:
 
 
 @dataclass(frozen=True)
+class Distillation:
+    """How guidance is folded into the trained transformer.
+
+    guidance: how far the teacher goes beyond its own velocity, as a multiple of its distance from what it is led away
+        from: its weaker self, or (weaker_self false) what it would draw for the empty prompt.
+    substeps: Euler steps of the teacher for one of the student's.
+    tokens_per_batch: image tokens of one step.
+    rate: of the learning rates of training.
+    """
+
+    steps: int
+    guidance: float
+    weaker_self: bool
+    substeps: int
+    tokens_per_batch: int
+    rate: float
+
+
+@dataclass(frozen=True)
 class LanguageShape:
     """Qwen3 in small."""
 
@@ -93,8 +112,8 @@ class Profile:
     transformer: TransformerShape
     buckets: tuple[Bucket, ...]
     stages: tuple[Stage, ...]
-    distill_steps: int
     judge_steps: int
+    distillation: Distillation | None = None
     practice: World | None = None  # what the transformer's pictures are drawn from, where that is not `world`
     captions_per_picture: int = 8
     checkpoint_every_s: float = 120.0
@@ -172,8 +191,8 @@ CPU = Profile(
             buckets=_LAST_CPU_SHARES, tokens_per_batch=3072, steps=3000, peak=0.2625, floor=0.0, coarse=0.7, kept=0.5
         ),
     ),
-    distill_steps=0,
     judge_steps=1500,
+    distillation=Distillation(steps=1000, guidance=1.0, weaker_self=True, substeps=1, tokens_per_batch=3072, rate=0.25),
     practice=PRACTICE,
 )
 
@@ -223,8 +242,10 @@ GPU = Profile(
             floor=0.0,
         ),
     ),
-    distill_steps=1500,
     judge_steps=6000,
+    distillation=Distillation(
+        steps=1500, guidance=1.5, weaker_self=False, substeps=3, tokens_per_batch=32 * 1024, rate=0.15
+    ),
 )
 
 TINY = Profile(
@@ -240,9 +261,12 @@ TINY = Profile(
     vae_crop=64,
     transformer=TransformerShape(dim=48, layers=3, refiners=1, heads=2, axes=(8, 8, 8)),
     buckets=(Bucket(256, 256, 8), Bucket(320, 256, 4)),
-    stages=(Stage(buckets=((256, 256, 0.5), (320, 256, 0.5)), tokens_per_batch=256, steps=3),),
-    distill_steps=2,
+    stages=(
+        Stage(buckets=((256, 256, 0.5), (320, 256, 0.5)), tokens_per_batch=256, steps=3),
+        Stage(buckets=((256, 256, 0.5), (320, 256, 0.5)), tokens_per_batch=256, steps=2, peak=0.5, floor=0.0),
+    ),
     judge_steps=3,
+    distillation=Distillation(steps=2, guidance=1.0, weaker_self=True, substeps=2, tokens_per_batch=256, rate=0.25),
     captions_per_picture=2,
 )
 
@@ -259,6 +283,7 @@ class Folders:
     vae: Path = field(init=False)
     latents: Path = field(init=False)
     transformer: Path = field(init=False)
+    distillation: Path = field(init=False)
 
     def __post_init__(self) -> None:
         for name, where in (
@@ -267,5 +292,6 @@ class Folders:
             ("vae", "vae.pt"),
             ("latents", "latents"),
             ("transformer", "transformer.pt"),
+            ("distillation", "distillation.pt"),
         ):
             object.__setattr__(self, name, self.root / where)

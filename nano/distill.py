@@ -1,20 +1,24 @@
-"""Make eight steps enough: a student learns to go in one step where its teacher, with guidance, goes in several.
+"""Make eight steps without guidance enough: a student learns in one step what its teacher does with guidance.
 
-    python -m nano.distill --profile gpu --folder RUN
+    python -m nano.distill --profile cpu --folder RUN [--minutes M] [--weak CHECKPOINT]
 
-Teacher and student start as the trained transformer. Between two neighbouring noise levels of the eight-step schedule
-the teacher takes `SUBSTEPS` guided Euler steps (Ho and Salimans 2022); the student's velocity at the first level is to
-be the straight line to where the teacher arrives (progressive distillation, Salimans and Ho 2022, on Euler steps).
-Guidance needs a transformer that was trained on empty prompts too, which profiles with `distill_steps` are.
+Teacher and student start as the trained transformer. The teacher is guided away from what it would draw without the
+prompt (Ho and Salimans 2022), or from what its weaker self, an earlier checkpoint, would draw (Karras et al. 2024: both
+make the same mistakes, the weaker one larger ones). Over one step of the eight-step schedule the teacher takes some
+guided Euler steps; the student's velocity at its start is to be the straight line to where the teacher arrives
+(progressive distillation, Salimans and Ho 2022, on Euler steps).
 """
 
-from itertools import pairwise
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from nano.config import Folders, Profile
+from nano import parallel
+from nano.config import Distillation, Folders, Profile
 from nano.language import load as load_language
 from nano.latents import Cache, bucket_folder
 from nano.sheet import save_sheet
@@ -31,92 +35,203 @@ from nano.training import (
     save,
     working_dtype,
 )
-from nano.transformer import SHIFT, build, empty_prompt
+from nano.transformer import ANYWHERE, SHIFT, VISITED, build, compiled, empty_prompt, stage_file, token_weights
 from zturbo.engine.sampling import sigmas
 from zturbo.models.text_encoder import Qwen3
-from zturbo.models.transformer import ZImageTransformer
+from zturbo.models.transformer import ZImageTransformer, patchify
 
-STEPS = 8
-SUBSTEPS = 3
-GUIDANCE = 2.5
-RATE = 0.15  # of the learning rates of training
+Guided = Callable[[Tensor, Tensor], Tensor]
+"""Latents (B,C,h,w) and their noise levels (B,) -> guided velocity (B,C,h,w) fp32."""
 
 
-@torch.no_grad()
-def teacher_path(
-    teacher: ZImageTransformer, latents: Tensor, captions: tuple[Tensor, Tensor], start: Tensor, end: Tensor
-) -> Tensor:
-    """Mean guided velocity (B,C,h,w) fp32 from noise level `start` to `end`, (B,) each; captions: prompt and empty."""
-    here, levels = latents, [torch.lerp(start, end, i / SUBSTEPS) for i in range(SUBSTEPS + 1)]
-    for now, after in pairwise(levels):
-        modulation = teacher.modulation(1 - now)
-        asked, free = (teacher(here.to(working_dtype()), caption, modulation).float() for caption in captions)
-        here = here + (now - after).view(-1, 1, 1, 1) * (free + GUIDANCE * (asked - free))
-    return (here - latents) / (start - end).view(-1, 1, 1, 1)
+class Teacher:
+    """The trained transformer, guided.
+
+    weak: its weaker self; None guides away from the empty prompt.
+    empty: token ids (1,L) of the empty prompt.
+    """
+
+    def __init__(
+        self, model: ZImageTransformer, weak: ZImageTransformer | None, guidance: float, empty: Tensor
+    ) -> None:
+        self.models = [one.to(working_dtype()).requires_grad_(False) for one in (model, weak or model)]
+        self.guidance, self.empty = guidance, None if weak else empty
+
+    def asked(self, ids: Tensor, language: Qwen3) -> Guided:
+        """The velocity for prompts of token ids (B,L)."""
+        prompt = language.encode(ids)
+        instead = prompt if self.empty is None else language.encode(self.empty.expand(len(ids), -1))
+        captions = [model.embed_caption(states) for model, states in zip(self.models, (prompt, instead), strict=True)]
+
+        def velocity(latents: Tensor, level: Tensor) -> Tensor:
+            good, bad = (
+                model(latents.to(working_dtype()), caption, model.modulation(1 - level)).float()
+                for model, caption in zip(self.models, captions, strict=True)
+            )
+            return good + self.guidance * (good - bad)
+
+        return velocity
+
+
+def steps_of(count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """(count,) noise levels where steps of the eight-step schedule start and end; some are moved to between its own."""
+    levels = torch.cat((sigmas(VISITED, SHIFT), torch.zeros(1)))
+    index = torch.randint(VISITED, (count,), generator=generator)
+    moved = torch.rand(count, generator=generator) < ANYWHERE
+    share = torch.rand(count, generator=generator) * moved
+    return tuple(torch.lerp(levels[index + i], levels[index + i + 1], share) for i in (0, 1))  # type: ignore[return-value]
+
+
+def teacher_path(guided: Guided, latents: Tensor, start: Tensor, end: Tensor, substeps: int) -> Tensor:
+    """Mean guided velocity (B,C,h,w) fp32 from noise levels `start` to `end`, (B,) each, in equal Euler steps."""
+    here, mean, step = latents, torch.zeros_like(latents), ((start - end) / substeps).view(-1, 1, 1, 1)
+    for number in range(substeps):
+        velocity = guided(here, torch.lerp(start, end, number / substeps))
+        here, mean = here + step * velocity, mean + velocity / substeps
+    return mean
 
 
 def distillation_loss(
     student: ZImageTransformer,
-    teacher: ZImageTransformer,
+    teacher: Teacher,
     language: Qwen3,
-    batch: tuple[Tensor, Tensor],
-    empty: Tensor,
+    batch: tuple[Tensor, Tensor, Tensor],
+    substeps: int,
     generator: torch.Generator,
 ) -> Tensor:
-    """Squared distance of the student's velocity from its teacher's path, at random levels of the schedule."""
-    clean, ids = (part.to(device()) for part in batch)
-    levels = sigmas(STEPS, SHIFT)
-    index = torch.randint(STEPS, (len(clean),), generator=generator)
-    start, end = levels[index].to(clean.device), levels[index + 1].to(clean.device)
+    """Squared distance of the student's velocity from its teacher's path, tokens weighted as in training."""
+    clean, labels, ids = (part.to(device()) for part in batch)
+    start, end = (part.to(clean.device) for part in steps_of(len(clean), generator))
     noise = torch.randn(clean.shape, generator=generator).to(clean.device)
     latents = torch.lerp(clean, noise, start.view(-1, 1, 1, 1))
     with torch.no_grad():
-        prompt, nothing = language.encode(ids), language.encode(empty.expand(len(clean), -1))
-        captions = teacher.embed_caption(prompt), teacher.embed_caption(nothing)
-    target = teacher_path(teacher, latents, captions, start, end)
+        target = teacher_path(teacher.asked(ids, language), latents, start, end, substeps)
+        prompt = language.encode(ids)
     drawn = student(latents.to(working_dtype()), student.embed_caption(prompt), student.modulation(1 - start))
-    return F.mse_loss(drawn.float(), target)
+    error = patchify((drawn.float() - target).square(), student.config.patch_size).mean(-1)
+    weight = token_weights(labels[..., 0])
+    return (error * weight).sum() / weight.sum()
 
 
-def distill(profile: Profile, folders: Folders, minutes: float) -> None:
-    """Distil, and put the student in the trained transformer's place; the teacher is kept beside it."""
-    state = restored(folders.transformer)
-    if state is None or state.get("distilled"):
-        return
-    language, tokenizer = load_language(folders, profile)
-    language.to(working_dtype())
-    student, teacher = build(profile), build(profile)
-    for model in (student, teacher):
-        model.load_state_dict(state["average"])
-    teacher.to(working_dtype()).requires_grad_(False)
-    shadow, average = Shadow(student), Average(student, horizon=200)
-    optimizers = Optimizers(student.named_parameters(), muon=("layers", "refiner"), lr=1e-3 * RATE, muon_lr=0.02 * RATE)
-    stage, generator = profile.stages[-1], torch.Generator().manual_seed(profile.seed + 77)
-    caches = [Cache.load(bucket_folder(folders, width, height)) for width, height, _ in stage.buckets]
-    shares, empty = torch.tensor([share for *_, share in stage.buckets]), empty_prompt(tokenizer)
-    run = Run("distill", profile.distill_steps, minutes)
-    while not run.done:
-        cache = caches[int(torch.multinomial(shares, 1, generator=generator))]
-        clean, _, ids = cache.batch(max(1, stage.tokens_per_batch // cache.labels.shape[1] // 2), generator)
-        shadow.refresh()
-        loss = distillation_loss(shadow.model, teacher, language, (clean, ids), empty, generator)
+class Distiller:
+    """All the state of a distillation, and how it is saved and restored."""
+
+    def __init__(
+        self,
+        profile: Profile,
+        folders: Folders,
+        minutes: float,
+        plan: Distillation,
+        trained: dict[str, Any],
+        weak: Path | None,
+        compile_blocks: bool = False,
+    ) -> None:
+        self.profile, self.plan, self.path = profile, plan, folders.distillation
+        self.language, tokenizer = load_language(folders, profile)
+        self.language.to(working_dtype())
+        self.student = _filled(profile, trained["average"])
+        weaker = _filled(profile, _average(weak)) if weak else None
+        self.teacher = Teacher(_filled(profile, trained["average"]), weaker, plan.guidance, empty_prompt(tokenizer))
+        self.average = Average(self.student, horizon=200)
+        rates = {"lr": 1e-3 * plan.rate, "muon_lr": 0.02 * plan.rate}
+        self.optimizers = Optimizers(self.student.named_parameters(), muon=("layers", "refiner"), **rates)
+        self.choice = torch.Generator().manual_seed(profile.seed + 77)  # of sizes: the same in all processes
+        self.run = Run("distill", plan.steps, minutes, profile.checkpoint_every_s)
+        if state := restored(self.path):
+            self.student.load_state_dict(state["student"])
+            self.average.model.load_state_dict(state["average"])
+            self.optimizers.load_state_dict(state["optimizers"])
+            self.choice.set_state(state["choice"])
+            self.average.steps = self.run.step = self.run.first = state["step"]
+            self.run.spent_s = state["spent_s"]
+        self.generator = torch.Generator().manual_seed(1000 * (profile.seed + self.run.step) + 78 + parallel.rank())
+        self.shadow = Shadow(self.student)
+        if compile_blocks:
+            for model in (self.shadow.model, *self.teacher.models):
+                compiled(model)
+
+    def step(self, cache: Cache, progress: float) -> Tensor:
+        """One step on one batch at a share of the whole; returns its loss."""
+        self.shadow.refresh()
+        batch = cache.batch(max(1, self.plan.tokens_per_batch // cache.labels.shape[1]), self.generator)
+        loss = distillation_loss(
+            self.shadow.model, self.teacher, self.language, batch, self.plan.substeps, self.generator
+        )
         loss.backward()
-        shadow.hand_back()
-        optimizers.step(cosine(run.progress))
-        average.update(student)
-        run.tick(loss=loss.detach())
-    save(folders.transformer.with_name("teacher.pt"), state)
-    save(folders.transformer, {**state, "average": average.model.state_dict(), "distilled": True})
-    save_sheet(profile, folders, average.model, "distilled")
+        self.shadow.hand_back()
+        parallel.average_gradients(self.student)
+        self.optimizers.step(cosine(progress))
+        self.average.update(self.student)
+        return loss.detach()
+
+    def save(self) -> None:
+        save(
+            self.path,
+            {
+                "student": self.student.state_dict(),
+                "average": self.average.model.state_dict(),
+                "optimizers": self.optimizers.state_dict(),
+                "choice": self.choice.get_state(),
+                "step": self.run.step,
+                "spent_s": self.run.elapsed_s,
+            },
+        )
+
+
+def distill(
+    profile: Profile, folders: Folders, minutes: float, weak: Path | None = None, compile_blocks: bool = False
+) -> None:
+    """Distil, and put the student in the trained transformer's place; the teacher is kept beside it.
+
+    weak: checkpoint of the weaker self; the one that training left before its last stage where none is given.
+
+    Raises:
+        FileNotFoundError: nothing has been trained yet, or there is no weaker self and the profile asks for one.
+    """
+    parallel.start()
+    plan, state = profile.distillation, restored(folders.transformer)
+    if state is None:
+        raise FileNotFoundError(f"{folders.transformer}: train the transformer first (python -m nano.transformer)")
+    if plan is None or state.get("distilled"):
+        return
+    weak = (weak or stage_file(folders, len(profile.stages) - 2)) if plan.weaker_self else None
+    distiller = Distiller(profile, folders, minutes, plan, state, weak, compile_blocks)
+    stage, first = profile.stages[-1], parallel.rank() == 0
+    caches = [Cache.load(bucket_folder(folders, width, height)) for width, height, _ in stage.buckets]
+    shares = torch.tensor([share for *_, share in stage.buckets])
+    while (progress := parallel.agreed(distiller.run.progress)) < 1.0:
+        loss = distiller.step(caches[int(torch.multinomial(shares, 1, generator=distiller.choice))], progress)
+        distiller.run.tick(loss=loss)
+        if first and distiller.run.due():
+            distiller.save()
+    if first:
+        average = distiller.average.model
+        save(folders.transformer.with_name("teacher.pt"), state)
+        save(folders.transformer, {**state, "average": average.state_dict(), "distilled": True})
+        save_sheet(profile, folders, average, "distilled")
+
+
+def _filled(profile: Profile, weights: dict[str, Tensor]) -> ZImageTransformer:
+    model = build(profile)
+    model.load_state_dict(weights)
+    return model
+
+
+def _average(path: Path) -> dict[str, Tensor]:
+    state = restored(path)
+    if state is None:
+        raise FileNotFoundError(f"{path}: no checkpoint of a weaker transformer; name one with --weak")
+    weights: dict[str, Tensor] = state["average"]
+    return weights
 
 
 def main() -> None:
-    parsed = arguments("distil the transformer to eight steps").parse_args()
+    parser: argparse.ArgumentParser = arguments("distil the transformer to eight steps without guidance")
+    parser.add_argument("--weak", type=Path, help="checkpoint (.pt) of the weaker self that guidance leads away from")
+    parser.add_argument("--compile", action="store_true", help="compile the blocks, as in training")
+    parsed = parser.parse_args()
     profile, folders = opened(parsed)
-    if profile.distill_steps:
-        distill(profile, folders, parsed.minutes)
-    else:
-        print(f"distill: the profile {profile.name} does without")
+    distill(profile, folders, parsed.minutes, parsed.weak, parsed.compile)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ drawing knows anyway or the sampler fixes:
 
 import argparse
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -154,6 +155,11 @@ def chosen(tokens: Tensor, kept: Tensor) -> Tensor:
     return tokens.gather(1, kept.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))
 
 
+def stage_file(folders: Folders, stage: int) -> Path:
+    """Where the averaged weights at the end of a stage, counted from 0, are kept."""
+    return folders.transformer.with_name(f"transformer-stage{stage + 1}.pt")
+
+
 def empty_prompt(tokenizer: Tokenizer) -> Tensor:
     """Token ids (1,L) of the prompt that says nothing."""
     return torch.tensor([tokenizer.encode(chat_prompt("")).ids], device=device())
@@ -247,6 +253,7 @@ class Trainer:
         if compile_blocks:
             compiled(self.shadow.model.model)
         self.minutes = minutes
+        self.learns_empty = profile.distillation is not None and not profile.distillation.weaker_self
         self.run = self._run(step, spent)
         self.progress = parallel.agreed(self.run.progress)
 
@@ -282,7 +289,7 @@ class Trainer:
         coarse = float(torch.rand(1, generator=self.choice)) < stage.coarse
         share, tokens = stage.kept if coarse else 1.0, cache.labels.shape[1]
         batch = cache.batch(max(1, int(stage.tokens_per_batch / (share * tokens))), self.generator)
-        if self.profile.distill_steps and float(torch.rand(1, generator=self.generator)) < EMPTY_SHARE:
+        if self.learns_empty and float(torch.rand(1, generator=self.generator)) < EMPTY_SHARE:
             batch = (*batch[:2], empty_prompt(self.tokenizer).expand(len(batch[0]), -1))
         flow, named = losses(self.shadow.model, self.language, batch, coarse, share, self.generator)
         (flow + LAYOUT_WEIGHT * named).backward()
@@ -339,6 +346,7 @@ def train(profile: Profile, folders: Folders, minutes: float, last_stage: int, c
         if first:
             trainer.save()
             trainer.save_sheet("end")
+            save(stage_file(folders, trainer.stage), {"average": trainer.average.model.state_dict()})
         if not trainer.next_stage():
             break
         sheet_at = profile.sheet_every_s

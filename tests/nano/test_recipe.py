@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import pytest
 
@@ -14,7 +15,7 @@ import torch
 from nano import distill, export, language, latents, moments, sheet, tokenizer, training, transformer, vae
 from nano.adopt import adopt
 from nano.captions import EXPAND_INSTRUCTION, STAGES, expanded_caption
-from nano.config import CPU, GPU, PROFILES, TINY, Folders, Profile
+from nano.config import CPU, GPU, PROFILES, TINY, Distillation, Folders, Profile
 from nano.drawing import Crops
 from nano.evaluate import Verdict, answers, compare, paraphrases, plain_prompt, unseen
 from nano.muon import Muon
@@ -23,7 +24,9 @@ from nano.world import LABEL
 from zturbo.engine.sampling import sigmas
 from zturbo.engine.tokenizer import chat_prompt
 from zturbo.models.attention import sdpa
-from zturbo.models.transformer import patchify
+from zturbo.models.transformer import ZImageTransformer, patchify
+
+PLAN = cast(Distillation, TINY.distillation)
 
 
 @pytest.fixture(scope="module")
@@ -39,15 +42,84 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Folders:
     return folders
 
 
+def _copied(run: Folders, folder: Path) -> Folders:
+    for one in run.root.iterdir():
+        (folder / one.name).symlink_to(one)
+    return Folders(folder)
+
+
 def test_distils(run: Folders, tmp_path: Path) -> None:
-    folders = Folders(tmp_path)
-    for name in ("tokenizer.json", "language.pt", "vae.pt", "transformer.pt", "latents"):
-        (tmp_path / name).symlink_to(run.root / name)
-    distill.distill(TINY, folders, minutes=1)
+    distill.distill(TINY, _copied(run, tmp_path), minutes=1)
     before, after = (torch.load(tmp_path / name, weights_only=True) for name in ("teacher.pt", "transformer.pt"))
     assert after["distilled"]
     name = "all_final_layer.2-1.linear.bias"
     assert not torch.equal(before["average"][name], after["average"][name])
+    student = torch.load(tmp_path / "distillation.pt", weights_only=True)
+    assert student["step"] == PLAN.steps
+    distill.distill(TINY, Folders(tmp_path), minutes=1)  # once is enough
+    assert torch.load(tmp_path / "transformer.pt", weights_only=True)["averaged"] == after["averaged"]
+
+
+def test_distils_the_guidance_of_the_empty_prompt(run: Folders, tmp_path: Path) -> None:
+    plan = replace(PLAN, weaker_self=False)
+    distill.distill(replace(TINY, distillation=plan), _copied(run, tmp_path), minutes=1)
+    assert torch.load(tmp_path / "transformer.pt", weights_only=True)["distilled"]
+
+
+def test_a_distillation_goes_on_from_its_checkpoint(run: Folders, tmp_path: Path) -> None:
+    folders = _copied(run, tmp_path)
+    trained, weak = torch.load(run.transformer, weights_only=True), transformer.stage_file(folders, 0)
+    first = distill.Distiller(TINY, folders, 1, PLAN, trained, weak)
+    first.run.tick(loss=first.step(latents.Cache.load(latents.bucket_folder(folders, 256, 256)), 0.5))
+    first.save()
+    again = distill.Distiller(TINY, folders, 1, PLAN, trained, weak)
+    assert again.run.step == again.average.steps == 1
+    pairs = zip(first.student.parameters(), again.student.parameters(), strict=True)
+    assert all(torch.equal(one, other) for one, other in pairs)
+
+
+def test_a_missing_weaker_self_is_named(run: Folders, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.pt: no checkpoint of a weaker transformer.*--weak"):
+        distill.distill(TINY, _copied(run, tmp_path), minutes=1, weak=tmp_path / "nowhere.pt")
+
+
+def _constant(value: float) -> ZImageTransformer:
+    """Draws the same velocity everywhere."""
+    model = transformer.build(TINY)
+    with torch.no_grad():
+        for name, weight in model.all_final_layer.named_parameters():
+            weight.fill_(value if name == "2-1.linear.bias" else 0.0)
+    return model
+
+
+def test_a_teacher_goes_beyond_its_weaker_self(run: Folders) -> None:
+    """2 + 0.5 (2 - 1) in every substep."""
+    words, words_tokenizer = language.load(run, TINY)
+    words.to(training.working_dtype())
+    teacher = distill.Teacher(_constant(2.0), _constant(1.0), 0.5, transformer.empty_prompt(words_tokenizer))
+    ids, seen = torch.ones(2, 4, dtype=torch.int64), torch.zeros(2, TINY.vae.latents, 4, 4)
+    with torch.no_grad():
+        guided = teacher.asked(ids, words)
+        path = distill.teacher_path(guided, seen, torch.tensor([1.0, 0.5]), torch.tensor([0.9, 0.3]), 3)
+    assert torch.allclose(path, torch.full_like(path, 2.5), atol=1e-6)
+
+
+def test_a_path_is_the_line_to_where_its_steps_arrive() -> None:
+    """dx/ds = s from 1 to 0.5 in two Euler steps: the mean of the velocities at 1 and 0.75."""
+    start, end = torch.tensor([1.0]), torch.tensor([0.5])
+    path = distill.teacher_path(lambda x, level: level.view(-1, 1, 1, 1) * torch.ones_like(x), torch.zeros(1, 1, 2, 2),
+                                start, end, 2)  # fmt: skip
+    assert torch.allclose(path, torch.full_like(path, 0.875))
+
+
+def test_distilled_steps_are_those_of_the_schedule() -> None:
+    start, end = distill.steps_of(4000, torch.Generator().manual_seed(0))
+    levels = sigmas(8, 3.0)
+    on = (start.unsqueeze(1) == levels[:-1]).any(1)
+    assert 0.6 < float(on.float().mean()) < 0.9
+    nxt = dict(zip(levels[:-1].tolist(), levels[1:].tolist(), strict=True))
+    assert all(abs(nxt[one] - other) < 1e-6 for one, other in zip(start[on].tolist(), end[on].tolist(), strict=True))
+    assert bool((start > end).all())
 
 
 def test_draws_a_picture(run: Folders) -> None:
