@@ -10,6 +10,7 @@ from nano.captions import SEED_PROMPT, caption, long_caption, short_caption
 from nano.latents import token_labels
 from nano.picture import draw
 from nano.world import FULL, LABEL, NATURAL, PRACTICE, SETTINGS, SMALL, Scene, Subject, World, sample_scene
+from zturbo.engine.catalog import NANO
 
 TREX = Subject("t-rex", "green", worn=("sunglasses",), pose="lying", on_lounger=True)
 
@@ -84,6 +85,11 @@ def test_every_scene_can_be_put_into_words() -> None:
 def test_the_small_world_is_part_of_the_full_one() -> None:
     assert set(SMALL.kinds) <= set(FULL.kinds)
     assert set(SMALL.settings) <= set(FULL.settings)
+
+
+def test_the_shipped_model_says_what_it_can_draw() -> None:
+    described = NANO.description.lower()
+    assert all(kind in described for kind in SMALL.kinds)
 
 
 def test_practice_has_more_creatures_that_wear_something() -> None:
