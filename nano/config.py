@@ -52,6 +52,8 @@ class Distillation:
     substeps: Euler steps of the teacher for one of the student's.
     tokens_per_batch: image tokens of one step.
     rate: of the learning rates of training.
+    share: how far the shipped weights go from the trained ones to the student's (Wortsman et al. 2022); under 1 keeps
+        sizes whole that the weaker self had never seen.
     """
 
     steps: int
@@ -60,6 +62,7 @@ class Distillation:
     substeps: int
     tokens_per_batch: int
     rate: float
+    share: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -133,24 +136,25 @@ _CPU_SHARES = (  # width, height, share; the published example's size often
     (1024, 1024, 0.02),
 )
 
-_LAST_CPU_SHARES = (  # the largest sizes as well, which the network does not continue to from smaller ones by itself
-    (512, 512, 0.35),
-    (768, 512, 0.06),
-    (512, 768, 0.06),
-    (1440, 512, 0.14),
-    (1024, 768, 0.08),
+_LAST_CPU_SHARES = (  # the largest sizes as well, which the network does not continue to from smaller ones by itself;
+    # 1024x768, what a request has that names no size, second only to 512x512
+    (512, 512, 0.36),
+    (768, 512, 0.04),
+    (512, 768, 0.04),
+    (1440, 512, 0.11),
+    (1024, 768, 0.18),
     (768, 1024, 0.05),
-    (1024, 576, 0.03),
-    (576, 1024, 0.02),
-    (1024, 1024, 0.03),
-    (2048, 2048, 0.025),
+    (1024, 576, 0.02),
+    (576, 1024, 0.015),
+    (1024, 1024, 0.06),
+    (2048, 2048, 0.015),
     (1536, 1024, 0.03),
-    (1024, 1536, 0.03),
-    (512, 1440, 0.025),
-    (512, 2048, 0.015),
-    (2048, 1024, 0.02),
-    (1024, 2048, 0.015),
-    (1536, 1536, 0.02),
+    (1024, 1536, 0.02),
+    (512, 1440, 0.01),
+    (512, 2048, 0.005),
+    (2048, 1024, 0.01),
+    (1024, 2048, 0.01),
+    (1536, 1536, 0.025),
 )
 
 CPU = Profile(
@@ -170,9 +174,9 @@ CPU = Profile(
         Bucket(768, 512, 3072),
         Bucket(512, 768, 3072),
         Bucket(1440, 512, 4096, lounging=0.5),
-        Bucket(1024, 768, 2048),
+        Bucket(1024, 768, 6144),
         Bucket(768, 1024, 1024),
-        Bucket(1024, 1024, 1024),
+        Bucket(1024, 1024, 2048),
         Bucket(1024, 576, 1024),
         Bucket(576, 1024, 1024),
         Bucket(2048, 2048, 256),
@@ -192,7 +196,9 @@ CPU = Profile(
         ),
     ),
     judge_steps=1500,
-    distillation=Distillation(steps=1000, guidance=1.0, weaker_self=True, substeps=1, tokens_per_batch=3072, rate=0.25),
+    distillation=Distillation(
+        steps=1000, guidance=1.25, weaker_self=True, substeps=1, tokens_per_batch=3072, rate=0.25, share=0.5
+    ),
     practice=PRACTICE,
 )
 
@@ -266,7 +272,9 @@ TINY = Profile(
         Stage(buckets=((256, 256, 0.5), (320, 256, 0.5)), tokens_per_batch=256, steps=2, peak=0.5, floor=0.0),
     ),
     judge_steps=3,
-    distillation=Distillation(steps=2, guidance=1.0, weaker_self=True, substeps=2, tokens_per_batch=256, rate=0.25),
+    distillation=Distillation(
+        steps=2, guidance=1.0, weaker_self=True, substeps=2, tokens_per_batch=256, rate=0.25, share=0.5
+    ),
     captions_per_picture=2,
 )
 

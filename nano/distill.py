@@ -130,6 +130,7 @@ class Distiller:
         self.language, tokenizer = load_language(folders, profile)
         self.language.to(working_dtype())
         self.student = _filled(profile, trained["average"])
+        self.trained = [weight.detach().clone() for weight in self.student.parameters()]
         weaker = _filled(profile, _average(weak)) if weak else None
         self.teacher = Teacher(_filled(profile, trained["average"]), weaker, plan.guidance, empty_prompt(tokenizer))
         self.average = Average(self.student, horizon=200)
@@ -206,6 +207,8 @@ def distill(
             distiller.save()
     if first:
         average = distiller.average.model
+        for trained, weight in zip(distiller.trained, average.parameters(), strict=True):
+            weight.copy_(torch.lerp(trained, weight, plan.share))
         save(folders.transformer.with_name("teacher.pt"), state)
         save(folders.transformer, {**state, "average": average.state_dict(), "distilled": True})
         save_sheet(profile, folders, average, "distilled")

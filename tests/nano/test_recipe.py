@@ -56,6 +56,8 @@ def test_distils(run: Folders, tmp_path: Path) -> None:
     assert not torch.equal(before["average"][name], after["average"][name])
     student = torch.load(tmp_path / "distillation.pt", weights_only=True)
     assert student["step"] == PLAN.steps
+    between = torch.lerp(before["average"][name], student["average"][name], PLAN.share)
+    assert torch.allclose(after["average"][name], between)
     distill.distill(TINY, Folders(tmp_path), minutes=1)  # once is enough
     assert torch.load(tmp_path / "transformer.pt", weights_only=True)["averaged"] == after["averaged"]
 
