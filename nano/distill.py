@@ -45,9 +45,10 @@ Guided = Callable[[Tensor, Tensor], Tensor]
 
 
 class Teacher:
-    """The trained transformer, guided.
+    """The trained transformer, guided; it and its weaker self are turned to the working dtype in place.
 
     weak: its weaker self; None guides away from the empty prompt.
+    guidance: how far beyond its own velocity, as a multiple of the distance to what it is led away from.
     empty: token ids (1,L) of the empty prompt.
     """
 
