@@ -16,8 +16,12 @@ from typing import Any
 import typer.main
 
 from zturbo import config, params
-from zturbo.cli import app
-from zturbo.errors import InvalidInput, ZTurboError
+from zturbo.api import openapi
+from zturbo.api.images import PATHS
+from zturbo.api.operations import OPERATIONS
+from zturbo.api.schemas import NAMES
+from zturbo.cli import FLAG_NAMES, app, exit_code
+from zturbo.errors import ZTurboError
 
 FOLDER = Path(__file__).parent / "reference"
 NOTICE = "<!-- Written by docs/generate.py from the code; edit that, then run `make fix`. -->"
@@ -83,8 +87,9 @@ def settings_page() -> str:
     parts = (inspect.getdoc(config) or "").split("\n\n")[:2]
     for row in config.SETTINGS:
         default = str(row.default).lower() if isinstance(row.default, bool) else str(row.default)
+        default = f"`{default}`" if default else "none"
         parts += [f"## `{row.name}`", row.help]
-        parts.append(f"- Environment: `{row.variable}`\n- Allowed: {row.allowed}\n- Default: `{default}`")
+        parts.append(f"- Environment: `{row.variable}`\n- Allowed: {row.allowed}\n- Default: {default}")
     return page("Settings", *parts)
 
 
@@ -93,9 +98,10 @@ def errors_page() -> str:
     module = inspect.getmodule(ZTurboError)
     parts = [_tree_fenced(inspect.getdoc(module) or "")]
     for error in _errors(ZTurboError):
-        exit_code = 2 if issubclass(error, InvalidInput) else 1
         parts += [f"## {error.__name__}", _summary(error)]
-        parts.append(f"HTTP status {error.status}, code `{error.code}`; the command line exits with {exit_code}.")
+        parts.append(
+            f"HTTP status {error.status}, code `{error.code}`; the command line exits with {exit_code(error)}."
+        )
     return page("Errors", *parts)
 
 
@@ -120,17 +126,66 @@ def _tree_fenced(text: str) -> str:
 def parameters_page() -> str:
     """Every parameter of a request, and the named sizes."""
     intro = (
-        "The limits of one request, the same through every door. `zturbo/params.py` is the only place that checks them."
+        "The limits of one request, the same through every door; `zturbo/params.py` alone checks them. "
+        "The headings are the names in Python. HTTP also takes an `image_size` as an object of `width` and `height`, "
+        "OpenAI's `size` (rounded to multiples of 32) and `n`, `model`, `response_format`, `stream` and "
+        "`partial_images`; members that it does not know are left aside, as the published API does."
     )
     parts = [intro]
     for member in params.MEMBERS:
-        parts += [f"## `{member.name}`", f"- Allowed: {member.rule}\n- Default: {member.default_text}"]
+        doors = f"- HTTP: `{NAMES[member.name]}`\n" if member.name in NAMES else ""
+        doors += f"- Command line: `{FLAG_NAMES[member.name]}`\n" if member.name in FLAG_NAMES else ""
+        parts += [f"## `{member.name}`", f"{doors}- Allowed: {member.rule}\n- Default: {member.default_text}"]
     rows = "\n".join(f"| `{name}` | {width} | {height} |" for name, (width, height) in params.SIZES.items())
     return page("Parameters", *parts, "## Sizes", f"| name | width | height |\n|---|---|---|\n{rows}")
 
 
+def http_page() -> str:
+    """Every route: what `/openapi.json` holds, in short, and what stands in no document for generators."""
+    whole = openapi.document("", (config.Config().model,), OPERATIONS)
+    intro = (
+        "Every route of the server. A running one has all members with their types at `/openapi.json` and `/docs`. "
+        "A key goes into `Authorization: Bearer <key>`; [errors](errors.md) have one form."
+    )
+    parts = [intro]
+    for path, methods in whole["paths"].items():
+        for method, operation in methods.items():
+            parts += [f"## `{method.upper()} {path}`", *_operation(operation)]
+    parts += ["## Other addresses", "\n".join(f"- `{path}`: {what}" for path, what in OTHER_ADDRESSES.items())]
+    known = whole["components"]["headers"]
+    headers = [f"- `{name}`: {known[kind]['description']}" for name, kind in sorted(_headers(whole))]
+    return page("HTTP", *parts, "## Headers of answers", "\n".join(headers))
+
+
+def _headers(whole: dict[str, Any]) -> set[tuple[str, str]]:
+    """Header -> its name among the components, of all answers."""
+    operations = [operation for methods in whole["paths"].values() for operation in methods.values()]
+    answers = [answer for operation in operations for answer in operation["responses"].values()]
+    told = [(name, header) for answer in answers for name, header in answer.get("headers", {}).items()]
+    return {(name, header["$ref"].rpartition("/")[2]) for name, header in told if "$ref" in header}
+
+
+def _operation(operation: dict[str, Any]) -> Iterator[str]:
+    yield f"{operation['summary']}. {operation.get('description', '')}"
+    taken = [f"`{one['name']}` ({one['in']})" for one in operation.get("parameters", [])]
+    for content in operation.get("requestBody", {}).get("content", {}).values():
+        taken += [f"`{member}`" for member in content["schema"]["properties"]]
+    needs = "a key" if operation.get("security") else "no key"
+    took = f"- Takes: {', '.join(taken)}\n" if taken else ""
+    yield f"{took}- Needs: {needs}\n- Answers: {', '.join(operation['responses'])}"
+
+
+OTHER_ADDRESSES = {
+    **dict.fromkeys(PATHS[1:], f"`{PATHS[0]}`"),
+    "/models": "`/v1/models`",
+    "/": "the [playground](../guides/playground.md), whose files and session are under `/web/`",
+    "/openapi.json": "this page for generators of clients (OpenAPI 3.0)",
+    "/docs": "the same for people",
+}
+
 PAGES: dict[str, Callable[[], str]] = {
     "cli.md": cli_page,
+    "http.md": http_page,
     "settings.md": settings_page,
     "errors.md": errors_page,
     "parameters.md": parameters_page,

@@ -61,6 +61,7 @@ FLAG_NAMES = {
     "num_images": "--num-images",
     "output_format": "--format",
     "acceleration": "--acceleration",
+    "prompt_expansion": "--prompt-expansion",
     "output": "--output",
 }
 """Our member name -> what this door calls it."""
@@ -661,14 +662,19 @@ def _say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
+def exit_code(error: type[ZTurboError]) -> int:
+    """What the command ends with: 2 where the input is wrong, 1 where it could not be done."""
+    return 2 if issubclass(error, (InvalidInput, *BAD_INPUT)) and not issubclass(error, DoesNotFit) else 1
+
+
 def _tell(error: Exception) -> int:
     """One message on stderr, and the exit code."""
     if isinstance(error, InvalidInput):
         _say("\n".join(f"zturbo: {problem}" for problem in error.problems))
-        return 2
+        return exit_code(type(error))
     if isinstance(error, ZTurboError):
         _say(f"zturbo: {error}")
-        return 2 if isinstance(error, BAD_INPUT) and not isinstance(error, DoesNotFit) else 1
+        return exit_code(type(error))
     if isinstance(error, typer.TyperException):
         context = getattr(error, "ctx", None)
         hint = f"\n  hint: {context.command_path} --help" if context is not None else ""

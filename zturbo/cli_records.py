@@ -5,8 +5,8 @@
     zturbo balance --add 25
     zturbo backup /mnt/backups/monday
 
-They work on the data folder, whether a server runs or not; a running one meets every change with its next request. They
-ask for no key: who may write to that folder owns everything in it. --json prints what the HTTP routes answer. Imports
+They work on the data folder, whether a server runs or not; a running one meets every change within a second. They ask
+for no key: who may write to that folder owns everything in it. --json prints what the HTTP routes answer. Imports
 neither torch nor a web framework; database and all are imported inside the commands.
 """
 

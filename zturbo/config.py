@@ -164,7 +164,11 @@ class Config:
         "The attention kernel on CUDA; auto tries them at the start and takes the best that works.",
     )
     acceleration: str = _setting(
-        "regular", _word(*ACCELERATIONS), ", ".join(ACCELERATIONS), "The level used when a command names none."
+        "regular",
+        _word(*ACCELERATIONS),
+        ", ".join(ACCELERATIONS),
+        "The level of `zturbo generate` without --acceleration. A server makes it ready first; a request that names "
+        "none is drawn at regular, as the published API says.",
     )
     threads: int = _setting(
         0,
@@ -289,7 +293,7 @@ class Config:
         _text,
         "bundled, none, OWNER/NAME of the hub, or a folder",
         "What judges pictures before they are handed out: the bundled classifier, none, or an image-classification "
-        "model of the transformers library (`pip install 'zturbo[safety]'`).",
+        "model of the transformers library (`pip install '.[safety]'` in zturbo's folder).",
     )
     safety_threshold: float = _setting(
         0.7, _share, "a number above 0, at most 1", "The lowest score, from 0 to 1, of a picture that is withheld."

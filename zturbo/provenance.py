@@ -15,7 +15,7 @@ from zturbo.config import Config
 from zturbo.errors import ConfigError
 from zturbo.pictures import AI_SOURCE
 
-INSTALL = 'install it: pip install "zturbo[c2pa]"'
+INSTALL = "install it: pip install '.[c2pa]' in zturbo's folder"
 
 
 class Signer:

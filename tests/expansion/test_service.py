@@ -15,6 +15,7 @@ from tests.api.conftest import Server, serving
 from tests.api.instant import Instant
 from tests.api.test_images import PATH, body, post, until
 from tests.expansion.chat_server import Answer, ChatServer, chat_server, reply, says, silence
+from zturbo.api.answers import Answer as Told
 from zturbo.engine.engine import Engine, LoadOptions
 from zturbo.expansion.expansion import NOT_HERE
 from zturbo.params import GenerationParams
@@ -53,6 +54,29 @@ async def with_endpoint(engine: Any, answer: Answer, **settings: Any) -> AsyncIt
 
 def events_of(text: str) -> list[dict[str, Any]]:
     return [json.loads(line.removeprefix("data: ")) for line in text.splitlines() if line.startswith("data: ")]
+
+
+@pytest.mark.parametrize("said", [DETAILS, ""], ids=["expanded", "left alone"])
+async def test_a_repetition_says_the_same_though_no_prompt_is_kept(
+    engine: Instant, monkeypatch: pytest.MonkeyPatch, said: str
+) -> None:
+    kept: list[bytes] = []
+    keep = Told.kept
+
+    def spied(told: Told) -> bytes:
+        kept.append(keep(told))
+        return kept[-1]
+
+    monkeypatch.setattr(Told, "kept", spied)
+    async with with_endpoint(engine, says(said)) as (server, _):
+        headers = {"idempotency-key": "once"}
+        first, second = [await server.client.post(PATH, json=body(prompt="a cat"), headers=headers) for _ in range(2)]
+    assert second.headers["idempotent-replayed"] == "true"
+    for member in ("prompt", "prompt_expansion", "data"):
+        assert second.json()[member] == first.json()[member]
+    assert second.json()["prompt"] == (DRAWN if said else "a cat")
+    assert len(kept) == 1
+    assert b"cat" not in kept[0]
 
 
 async def test_the_answer_says_what_was_drawn(engine: Instant) -> None:

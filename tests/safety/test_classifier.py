@@ -262,4 +262,4 @@ def test_without_the_library_it_says_how_to_get_it(folder: Path, monkeypatch: py
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(SafetyError, match=r"needs the library transformers") as caught:
         ImageClassifier(str(folder), 0.5)
-    assert "pip install 'zturbo[safety]'" in caught.value.hint
+    assert "pip install '.[safety]'" in caught.value.hint

@@ -4,7 +4,7 @@ import base64
 import json
 import re
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from starlette.requests import Request
@@ -121,8 +121,11 @@ class Answer:
     # --- kept for a repetition of the request --------------------------------------------------------------------
 
     def kept(self) -> bytes:
-        """All that a repetition of the same body needs, without the pictures themselves: those are in the store."""
+        """All that a repetition of the same body needs beside its prompt and the pictures, which are in the store."""
         delivered = self.delivered
+        expansion = delivered.expansion and replace(
+            delivered.expansion, text=delivered.expansion.text.removeprefix(self.wanted.params.prompt)
+        )
         return json.dumps(
             {
                 "created": self.created,
@@ -133,7 +136,7 @@ class Answer:
                 "model_version": delivered.model_version,
                 "level": delivered.level,
                 "safety": asdict(delivered.safety) if delivered.safety else None,
-                "expansion": asdict(delivered.expansion) if delivered.expansion else None,
+                "expansion": asdict(expansion) if expansion else None,
             }
         ).encode()
 
@@ -153,7 +156,9 @@ class Answer:
                     data = stream.read()
             pictures.append(Delivery(data, seed, name, flagged))
         safety = Screening(**facts["safety"]) if facts["safety"] else None
-        expansion = Expansion(**facts["expansion"]) if facts["expansion"] else None
+        expansion = None
+        if said := facts["expansion"]:
+            expansion = Expansion(**said | {"text": wanted.params.prompt + said["text"]})
         told = (facts["timings"], facts["model_version"], safety, expansion, facts.get("level"))
         delivered = Delivered(tuple(pictures), *told)
         return cls(wanted.with_seed(facts["seed"]), delivered, facts["credits"], facts["created"], public_url)

@@ -124,7 +124,7 @@ def _load(name: str, folder: Path) -> tuple[Any, Any]:
         import torch
         import transformers
     except ImportError as error:
-        hint = "`pip install 'zturbo[safety]'` installs it; or set safety_checker to bundled"
+        hint = "`pip install '.[safety]'` in zturbo's folder installs it; or set safety_checker to bundled"
         raise SafetyError(f"the safety checker {name} needs the library transformers: {error}", hint) from error
     transformers.utils.logging.disable_progress_bar()
     local: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
