@@ -396,6 +396,13 @@ def test_a_backup_that_cannot_be_written_leaves_nothing(
     assert sorted(tmp_path.rglob("*")) == before
 
 
+@pytest.mark.parametrize("target", [".", "..", "/"])
+def test_a_backup_into_a_folder_that_is_there_is_refused(run: Callable[..., Told], data: Path, target: str) -> None:
+    told = run("backup", target)
+    assert told.code == 1
+    assert "exists already" in told.err
+
+
 def test_a_backup_that_breaks_off_leaves_nothing(
     run: Callable[..., Told], data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -56,6 +56,13 @@ def written(tmp_path: Path, text: str) -> Path:
     return path
 
 
+@pytest.mark.parametrize("share", [1e-05, 0.1234567890123, 1.0])
+def test_a_share_survives_being_written_down(monkeypatch: pytest.MonkeyPatch, share: float) -> None:
+    """As a server hands its settings to its worker."""
+    monkeypatch.setenv("ZTURBO_SAFETY_THRESHOLD", str(share))
+    assert load_config().safety_threshold == share
+
+
 def value_of(setting: Setting, made: Config) -> object:
     return getattr(made, setting.name)
 

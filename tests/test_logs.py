@@ -49,6 +49,16 @@ def test_an_exception_is_told_on_the_same_line(stream: io.StringIO) -> None:
     assert "ValueError: wrong\nvalue" in str(line["exception"])
 
 
+def test_a_terminal_is_shown_no_control_characters(stream: io.StringIO, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stderr", stream)
+    logs.set_up("text")
+    logging.getLogger("any").info("answered", extra={"path": "/\x1b]0;pwned\x07\x1b[31mred\u202e", "status": 404})
+    (line,) = stream.getvalue().splitlines()
+    assert r"/\x1b]0;pwned\x07\x1b[31mred\u202e" in line
+    assert "\x07" not in line
+    assert "404" in line
+
+
 async def test_lines_of_the_event_loop_are_written_together_and_in_order(stream: io.StringIO) -> None:
     log = logging.getLogger("any")
     for number in range(3):

@@ -98,7 +98,7 @@ def _token(value: object) -> str:
 
 
 def _share(value: object) -> float:
-    if isinstance(value, str) and re.fullmatch(r"[01]?(\.\d{1,9})?", value, re.ASCII) and value:
+    if isinstance(value, str) and re.fullmatch(r"\d*\.?\d+(e-?\d{1,3})?", value, re.ASCII):
         value = float(value)
     if isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= 1:
         return float(value)

@@ -9,7 +9,7 @@ import json
 import logging
 import sys
 from datetime import UTC, datetime
-from typing import TextIO
+from typing import Any, TextIO
 
 import structlog
 
@@ -93,12 +93,22 @@ def finish() -> None:
             handler.flush()
 
 
+def _printable(_logger: object, _method: str, facts: Any) -> Any:
+    """Facts as a terminal may show them: a path that anybody asked for could hold its control characters."""
+    return {name: _shown(value) if isinstance(value, str) else value for name, value in facts.items()}
+
+
+def _shown(text: str) -> str:
+    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
+
+
 def _for_people() -> logging.Formatter:
     return structlog.stdlib.ProcessorFormatter(
         foreign_pre_chain=[
             structlog.stdlib.add_log_level,
             structlog.stdlib.ExtraAdder(),
             structlog.processors.TimeStamper("iso", utc=True),
+            _printable,
         ],
         processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, structlog.dev.ConsoleRenderer()],
     )

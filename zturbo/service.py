@@ -151,6 +151,7 @@ class Service:
         self.write_prompts, self.timeout_s = write_prompts, timeout_s
         self.metrics, self.signer, self.endpoint = metrics or Metrics(), signer, endpoint
         self._unsettled: dict[str, Ending] = {}
+        self._unreleased: set[tuple[str, str]] = set()
         self._chores: set[asyncio.Task[None]] = set()
 
     @property
@@ -177,6 +178,7 @@ class Service:
         """
         start, work, events = time.perf_counter(), _Work(), _Events(self.timeout_s, order.progress)
         try:
+            await self._refuse_if_full(order, work)
             await self._hold(order, work)
             guarded = await self._allow(order)
             asking = time.perf_counter()
@@ -218,6 +220,15 @@ class Service:
         finally:
             if work.ticket is not None:
                 work.ticket.cancel()  # after the end it changes nothing
+
+    async def _refuse_if_full(self, order: Order, work: _Work) -> None:
+        """Refuse what could not be admitted before its price is set aside, which others may need meanwhile."""
+        try:
+            self.worker.queue.check()
+        except Busy as busy:
+            work.ended = True
+            await self.reject(order.request, busy)
+            raise
 
     async def _hold(self, order: Order, work: _Work) -> None:
         """Begin the request's row and set its price aside."""
@@ -340,8 +351,19 @@ class Service:
         self._later(self._clear(work.names))
         self._later(self.settle())
 
+    async def release(self, owner: str, key: str) -> None:
+        """Let an Idempotency-Key be used again, unless its answer was kept; later, where the disk refuses it now."""
+        self._unreleased.discard((owner, key))
+        try:
+            await self.records.idempotency.release(owner, key)
+        except StorageError as error:
+            self._unreleased.add((owner, key))
+            log.warning("an Idempotency-Key is not free yet: %s", error.message)
+
     async def settle(self) -> None:
-        """End the rows of requests that have given up; what the disk refuses now is tried again later."""
+        """End the rows of requests that have given up, and free their keys; what the disk refuses is tried again."""
+        for owner, key in list(self._unreleased):
+            await self.release(owner, key)
         for request_id, ending in list(self._unsettled.items()):
             try:
                 await self.records.ledger.finish(request_id, ending)
@@ -456,6 +478,9 @@ class _Events:
         try:
             async with asyncio.timeout_at(self._deadline):
                 event = await self._queue.get()
+                await asyncio.sleep(
+                    0
+                )  # past the deadline nothing is handed on, even if it waited here for a slow reader
         except TimeoutError:
             raise DeadlinePassed(f"the request was not done within {self._timeout_s:g} s") from None
         if isinstance(event, BaseException):

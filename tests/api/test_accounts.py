@@ -192,6 +192,50 @@ async def test_a_full_disk_is_told_and_recovers(engine: Instant) -> None:
         assert await spent(server) == PRICE
 
 
+async def test_what_a_full_server_refuses_sets_no_price_aside(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server.service.worker.queue, "limit", 0)
+    held: list[str] = []
+    start = type(server.service.records.ledger).start
+
+    async def watched(ledger: Any, request: Any, credits: int, limit: KeyLimit | None) -> Any:
+        held.append(request.request_id)
+        return await start(ledger, request, credits, limit)
+
+    monkeypatch.setattr(type(server.service.records.ledger), "start", watched)
+    assert (await post(server)).status_code == 503
+    assert (await post(server, stream=True)).status_code == 503
+    await server.service.close()
+    assert [(found.status, found.error, found.held) for found in await rows(server)] == [("rejected", "busy", 0)] * 2
+    assert held == []
+
+
+@pytest.mark.parametrize("prompt", ["a cat", "break"], ids=["delivered", "failed"])
+async def test_an_idempotency_key_that_the_disk_keeps_is_freed_later(
+    server: Server, monkeypatch: pytest.MonkeyPatch, prompt: str
+) -> None:
+    store, broken = server.service.records.idempotency, True
+    release = type(store).release
+
+    async def failing(self: Any, owner: str, key: str) -> None:
+        if broken:
+            raise StorageError("the database is locked", "try again")
+        await release(self, owner, key)
+
+    monkeypatch.setattr(type(store), "release", failing)
+    headers = {"idempotency-key": "once"}
+
+    async def status() -> int:
+        return (await server.client.post(PATH, json=body(prompt=prompt), headers=headers)).status_code
+
+    if prompt == "break":
+        assert [await status(), await status()] == [500, 409]
+        broken = False
+        await server.service.settle()
+        assert await status() == 500
+    else:
+        assert [await status(), await status()] == [200, 200], "paid for and told"
+
+
 async def test_nothing_is_delivered_that_could_not_be_charged(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     """The row cannot be written: no picture stays, and the row ends once the disk is back."""
     ledger, broken = server.service.records.ledger, True

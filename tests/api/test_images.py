@@ -9,8 +9,10 @@ from typing import Any
 
 import pytest
 from PIL import Image
+from starlette.types import Message
 
-from tests.api.conftest import KEY, Server
+from tests.api.conftest import KEY, Instant, Server, serving
+from zturbo.api import identity
 from zturbo.api.errors import error_body
 from zturbo.api.pictures import wanted_range
 from zturbo.errors import Cancelled
@@ -178,11 +180,58 @@ async def test_streaming(server: Server) -> None:
     assert events[-1]["usage"]["total_tokens"] == 10500
 
 
-async def test_a_failure_in_a_stream_is_an_event(server: Server) -> None:
+async def test_a_failure_in_a_stream_is_an_event_and_a_traceback_in_the_log(
+    server: Server, caplog: pytest.LogCaptureFixture
+) -> None:
     answer = await post(server, stream=True, prompt="break")
     last = json.loads(answer.text.strip().splitlines()[-1].removeprefix("data: "))
     assert last["type"] == "image_generation.failed"
     assert last["status"] == 500
+    (crash,) = [one for one in caplog.records if one.exc_info]
+    assert crash.__dict__["request_id"] == answer.headers["x-request-id"]
+
+
+async def test_a_crash_can_be_read_by_a_page_of_another_origin(server: Server) -> None:
+    answer = await server.client.post(PATH, json=body(prompt="break"), headers={"origin": "https://a.example"})
+    assert answer.status_code == 500
+    assert answer.headers.get_list("access-control-allow-origin") == ["*"]
+    assert "x-request-id" in answer.headers["access-control-expose-headers"]
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_a_client_that_stops_reading_is_given_up(
+    engine: Instant, monkeypatch: pytest.MonkeyPatch, stream: bool
+) -> None:
+    monkeypatch.setattr(identity, "SEND_TIMEOUT_S", 0.05)
+    async with serving(engine) as server:
+        transport: Any = server.client._transport
+        sent: list[Message] = []
+
+        async def stalling(message: Message) -> None:
+            sent.append(message)
+            if message["type"] == "http.response.body":
+                await asyncio.Event().wait()
+
+        raw, given = json.dumps(body(stream=stream)).encode(), [False]
+
+        async def receive() -> Message:
+            if given[0]:
+                await asyncio.Event().wait()
+            given[0] = True
+            return {"type": "http.request", "body": raw}
+
+        headers = {"authorization": f"Bearer {KEY}", "content-type": "application/json"}
+        scope = {"type": "http", "method": "POST", "path": PATH, "raw_path": PATH.encode(), "query_string": b"",
+                 "headers": [(name.encode(), value.encode()) for name, value in headers.items()],
+                 "server": ("testserver", 80), "client": ("127.0.0.1", 1), "scheme": "http", "http_version": "1.1",
+                 "root_path": "", "asgi": {"version": "3.0", "spec_version": "2.4"}}  # fmt: skip
+        async with asyncio.timeout(10):
+            await transport.app(scope, receive, stalling)
+        await server.service.close()
+        (found,) = (await server.service.records.history.logs(10)).rows
+        assert found.held == 0
+        assert found.status == ("cancelled" if stream else "done"), "what was drawn before its answer is charged"
+        assert [message["type"] for message in sent] == ["http.response.start", "http.response.body"]
 
 
 async def test_ids_and_cors(server: Server) -> None:

@@ -238,6 +238,15 @@ def test_a_drained_queue_is_worked_off() -> None:
     assert queue.take() is None
 
 
+def test_a_queue_that_is_drained_while_the_model_loads_stays_so() -> None:
+    queue = AdmissionQueue(4)
+    queue.drain()
+    queue.open()
+    with pytest.raises(Busy, match="shutting down"):
+        admit(queue)
+    assert queue.take() is None
+
+
 @given(actions=st.lists(st.sampled_from(["admit", "take", "done", "failed", "cancelled", "leave"]), max_size=40))
 def test_every_ticket_ends_once_and_none_is_lost(actions: list[str]) -> None:
     queue, running = opened(4), None

@@ -70,11 +70,13 @@ async def test_a_repetition_says_the_same_though_no_prompt_is_kept(
     monkeypatch.setattr(Told, "kept", spied)
     async with with_endpoint(engine, says(said)) as (server, _):
         headers = {"idempotency-key": "once"}
-        first, second = [await server.client.post(PATH, json=body(prompt="a cat"), headers=headers) for _ in range(2)]
+        first, second = [
+            await server.client.post(PATH, json=body(prompt="a cat \n"), headers=headers) for _ in range(2)
+        ]
     assert second.headers["idempotent-replayed"] == "true"
     for member in ("prompt", "prompt_expansion", "data"):
         assert second.json()[member] == first.json()[member]
-    assert second.json()["prompt"] == (DRAWN if said else "a cat")
+    assert second.json()["prompt"] == (DRAWN if said else "a cat \n")
     assert len(kept) == 1
     assert b"cat" not in kept[0]
 

@@ -4,7 +4,7 @@ import base64
 import json
 import re
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from starlette.requests import Request
@@ -123,9 +123,6 @@ class Answer:
     def kept(self) -> bytes:
         """All that a repetition of the same body needs beside its prompt and the pictures, which are in the store."""
         delivered = self.delivered
-        expansion = delivered.expansion and replace(
-            delivered.expansion, text=delivered.expansion.text.removeprefix(self.wanted.params.prompt)
-        )
         return json.dumps(
             {
                 "created": self.created,
@@ -136,7 +133,7 @@ class Answer:
                 "model_version": delivered.model_version,
                 "level": delivered.level,
                 "safety": asdict(delivered.safety) if delivered.safety else None,
-                "expansion": asdict(expansion) if expansion else None,
+                "expansion": _without_prompt(delivered.expansion, self.wanted.params.prompt),
             }
         ).encode()
 
@@ -156,12 +153,27 @@ class Answer:
                     data = stream.read()
             pictures.append(Delivery(data, seed, name, flagged))
         safety = Screening(**facts["safety"]) if facts["safety"] else None
-        expansion = None
-        if said := facts["expansion"]:
-            expansion = Expansion(**said | {"text": wanted.params.prompt + said["text"]})
+        expansion = _with_prompt(facts["expansion"], wanted.params.prompt)
         told = (facts["timings"], facts["model_version"], safety, expansion, facts.get("level"))
         delivered = Delivered(tuple(pictures), *told)
         return cls(wanted.with_seed(facts["seed"]), delivered, facts["credits"], facts["created"], public_url)
+
+
+def _without_prompt(expansion: Expansion | None, prompt: str) -> dict[str, Any] | None:
+    """An expansion as it is kept: how many characters of the prompt its text begins with, and what comes after."""
+    if expansion is None:
+        return None
+    shared = next((i for i, (a, b) in enumerate(zip(expansion.text, prompt, strict=False)) if a != b), None)
+    shared = min(len(expansion.text), len(prompt)) if shared is None else shared
+    return asdict(expansion) | {"text": expansion.text[shared:], "shared": shared}
+
+
+def _with_prompt(kept: dict[str, Any] | None, prompt: str) -> Expansion | None:
+    """The expansion that `_without_prompt` took apart; answers of earlier versions have the text whole."""
+    if kept is None:
+        return None
+    shared = kept.pop("shared", 0)
+    return Expansion(**kept | {"text": prompt[:shared] + kept["text"]})
 
 
 def base_of(request: Request) -> str:

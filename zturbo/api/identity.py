@@ -3,6 +3,7 @@
 Middleware here is pure ASGI: Starlette's BaseHTTPMiddleware hides a client's leaving from the handlers.
 """
 
+import asyncio
 import logging
 import re
 import time
@@ -26,6 +27,9 @@ CLIENT_CLOSED = 499
 CLIENT_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 EXPOSED = ("x-request-id", "x-inference-id", "x-client-request-id", "x-aimlapi-credits-used", "x-aimlapi-usd-spent",
            "retry-after", "x-should-retry", "idempotent-replayed")  # fmt: skip
+READABLE = ((b"access-control-allow-origin", b"*"), (b"access-control-expose-headers", ", ".join(EXPOSED).encode()))
+SEND_TIMEOUT_S = 60.0
+"""How long a client may leave one piece of its answer unread."""
 INVALID_KEY = "This request requires a valid API key"
 REASONS = {"malformed": "What was sent has not the form of one.", "unknown": "There is no such key.",
            "disabled": "This key is disabled.", "expired": "This key has expired."}  # fmt: skip
@@ -55,16 +59,21 @@ class RequestIds:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 message["headers"] = [*message["headers"], *tags]
-            await send(message)
+            try:
+                async with asyncio.timeout(SEND_TIMEOUT_S):
+                    await send(message)
+            except TimeoutError:  # it stopped reading; what it holds here is others' by now
+                raise ClientDisconnect from None
 
         try:
             await self.app(scope, receive, tagged)
-        except ClientDisconnect:  # while its body was being read: nobody is left to answer
+        except ClientDisconnect:  # while its body was being read, or our answer was not: nobody is left to answer
             status = CLIENT_CLOSED
         except Exception as error:
             log.exception("crashed", extra={"request_id": request_id, "path": scope["path"]})
             if status:
                 raise
+            tags.extend(READABLE)  # this answer does not pass the middleware that says so of all others
             await respond(Request(scope), error)(scope, receive, tagged)
         finally:
             self.metrics.answered(status)

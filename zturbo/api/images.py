@@ -1,6 +1,7 @@
 """`POST /v1/images/generations`: one body in, pictures out, whole or as a stream of events."""
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
 from contextlib import AsyncExitStack, aclosing
@@ -36,6 +37,7 @@ PATHS = ("/v1/images/generations", "/v1/images/generations/", "/images/generatio
 """The published path first, then those that clients use as well."""
 
 router = Router()
+log = logging.getLogger("zturbo.http")
 
 
 async def generate_images(request: Request) -> Response:
@@ -58,7 +60,7 @@ async def generate_images(request: Request) -> Response:
         if repetition is not None and repetition.first is not None:
             return await _replayed(request, wanted, repetition.first)
         if repetition is not None:
-            held.push_async_callback(repetition.release)
+            held.push_async_callback(service.release, repetition.owner, repetition.key)
         job = Job(request, wanted, key, row, repetition)
         if not wanted.stream:
             return await _whole(job)
@@ -235,6 +237,8 @@ async def _events(job: Job) -> AsyncGenerator[bytes, None]:
         except Exception as error:
             if not begun:
                 raise
+            if not isinstance(error, ZTurboError):
+                log.exception("crashed", extra={"request_id": job.order.request.request_id})
             yield event("failed", error_of(job.request, error))
 
 

@@ -27,9 +27,8 @@ _KEY = re.compile(KEY_PATTERN)
 
 @dataclass(frozen=True, slots=True)
 class Repetition:
-    """A reserved Idempotency-Key: exactly one of `release` and a ledger's ending with `answer(...)` frees it."""
+    """A reserved Idempotency-Key: `Service.release` or a ledger's ending with `answer(...)` frees it."""
 
-    store: Idempotency
     owner: str
     key: str
     first: bytes | None
@@ -38,10 +37,6 @@ class Repetition:
     def answer(self, body: bytes) -> Answer:
         """The answer to keep."""
         return Answer(self.owner, self.key, body)
-
-    async def release(self) -> None:
-        """Let the key be used again, unless its answer was kept."""
-        await self.store.release(self.owner, self.key)
 
 
 async def reserve(request: Request, body: dict[str, Any], owner: str, store: Idempotency) -> Repetition | None:
@@ -69,4 +64,4 @@ async def reserve(request: Request, body: dict[str, Any], owner: str, store: Ide
         )
     if reservation.state == "other_body":
         raise Conflict("this Idempotency-Key was used with another body", "send a new key with every new request")
-    return Repetition(store, owner, key, reservation.answer)
+    return Repetition(owner, key, reservation.answer)

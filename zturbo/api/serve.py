@@ -26,6 +26,8 @@ from zturbo.errors import ConfigError
 from zturbo.storage.embedded import open_storage, try_storage
 
 ORPHAN_POLL_S = 0.5
+KILL_AFTER_S = 5
+"""Seconds after the grace."""
 
 if TYPE_CHECKING:
     from zturbo.engine.engine import Engine
@@ -45,7 +47,10 @@ def make_app_of(load: Callable[[Config], Draws]) -> Starlette:
     """
     config = load_config()
     logs.set_up(config.log_format)
-    threading.Thread(target=_end_with, args=(os.getppid(),), name="orphan", daemon=True).start()
+    orphan = threading.Thread(
+        target=_end_with, args=(os.getppid(), config.shutdown_grace_s), name="orphan", daemon=True
+    )
+    orphan.start()
     worker = Worker(AdmissionQueue(config.queue_limit), lambda: load(config), lambda: _load_safety(config))
     return create_app(worker, lambda: open_storage(config), config, _show_key)
 
@@ -86,11 +91,13 @@ def _probe(host: str, port: int) -> None:
         ) from error
 
 
-def _end_with(supervisor: int) -> None:
+def _end_with(supervisor: int, grace_s: float) -> None:
     """Stop this process once its supervisor was killed: an orphan would keep the port and the data folder."""
     while os.getppid() == supervisor:
         time.sleep(ORPHAN_POLL_S)
     os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(grace_s + KILL_AFTER_S)
+    os._exit(1)  # some client would not let it end
 
 
 def _show_key(text: str) -> None:
@@ -113,7 +120,7 @@ def run(config: Config, config_file: Path | None, factory: str = "zturbo.api.ser
         StorageError: the data folder cannot be used, as when another server has it.
     """
     from granian import Granian
-    from granian.constants import Interfaces
+    from granian.constants import HTTPModes, Interfaces
 
     _probe(config.host, config.port)
     asyncio.run(try_storage(config))  # here it is one message; in the worker a traceback, and another try
@@ -131,8 +138,9 @@ def run(config: Config, config_file: Path | None, factory: str = "zturbo.api.ser
         port=config.port,
         interface=Interfaces.ASGI,
         workers=1,
+        http=HTTPModes.http1,  # its second version reports a lost connection to one of its requests only
         websockets=False,
         log_access=False,
         respawn_failed_workers=True,
-        workers_kill_timeout=config.shutdown_grace_s + 5,
+        workers_kill_timeout=config.shutdown_grace_s + KILL_AFTER_S,
     ).serve()

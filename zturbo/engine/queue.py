@@ -106,23 +106,45 @@ class AdmissionQueue:
         self._rate: float | None = None  # pixel-steps a second, of one lane
         self._decoding = 1.0  # steps that a decoding is worth
         self._refusal: str | None = "the model is still loading"
+        self._drained = False
         self._changed = threading.Condition()
 
     def open(self, lanes: int = 1, abreast: int | None = None) -> None:
-        """Begin to admit: the engine is ready for so many tickets at their turn, `abreast` (or all) at work at once."""
+        """Begin to admit: the engine is ready for so many tickets at their turn, `abreast` (or all) at work at once.
+
+        A queue that was drained meanwhile stays so.
+        """
         with self._changed:
-            self._refusal, self.lanes, self.abreast = None, lanes, abreast or lanes
+            self.lanes, self.abreast = lanes, abreast or lanes
+            if not self._drained:
+                self._refusal = None
 
     def drain(self, reason: str = "the server is shutting down") -> None:
         """Admit no more; what was admitted is still worked off, and `take` ends after it."""
         with self._changed:
-            self._refusal = reason
+            self._refusal, self._drained = reason, True
             self._changed.notify_all()
 
     @property
     def refusal(self) -> str | None:
         """Why nothing is admitted, or None."""
         return self._refusal
+
+    def check(self) -> None:
+        """See whether a request would be taken now.
+
+        Raises:
+            Busy: as `admit`.
+        """
+        with self._changed:
+            self._check()
+
+    def _check(self) -> None:
+        if self._refusal is not None:
+            raise Busy(f"no request is taken: {self._refusal}", UNKNOWN_WAIT_S)
+        self._forget_cancelled()
+        if len(self._waiting) >= self.limit:
+            raise Busy(f"the queue is full: {len(self._waiting)} requests are waiting", self._wait_s())
 
     def admit(
         self, params: GenerationParams, publish: Callable[[Any], None], previews: int = 0, owner: str = ""
@@ -133,11 +155,7 @@ class AdmissionQueue:
             Busy: nothing is admitted now, or `limit` tickets wait already; it says when to come back.
         """
         with self._changed:
-            if self._refusal is not None:
-                raise Busy(f"no request is taken: {self._refusal}", UNKNOWN_WAIT_S)
-            self._forget_cancelled()
-            if len(self._waiting) >= self.limit:
-                raise Busy(f"the queue is full: {len(self._waiting)} requests are waiting", self._wait_s())
+            self._check()
             ticket = Ticket(params, publish, previews, owner, next(self._numbers), self._decoding)
             self._fair.join(ticket, owner, ticket.cost)
             self._waiting.append(ticket)

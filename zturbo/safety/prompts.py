@@ -10,6 +10,7 @@ What it answers (https://github.com/QwenLM/Qwen3Guard, "Gen"):
     Categories: Violent
 """
 
+import asyncio
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
@@ -24,6 +25,8 @@ LEVELS = ("Safe", "Controversial", "Unsafe")
 MAX_TOKENS = 64
 """Of its answer, which has some 20."""
 ATTEMPTS = 2
+RETRY_WITHIN_S = 1.0
+"""Before the second."""
 _SAFETY = re.compile(r"^\s*Safety:\s*(Safe|Controversial|Unsafe)\s*$", re.MULTILINE)
 _CATEGORIES = re.compile(r"^\s*Categories:\s*(.+?)\s*$", re.MULTILINE)
 
@@ -69,7 +72,7 @@ class GuardEndpoint:
 
         from zturbo.expansion.endpoint import bounded
 
-        self.name, self.refused = model, refused
+        self.name, self.refused, self._within_s = model, refused, ATTEMPTS * (timeout_s + RETRY_WITHIN_S)
         self._client = openai.AsyncOpenAI(
             base_url=url,
             api_key=key or "none",
@@ -96,12 +99,13 @@ class GuardEndpoint:
 
     async def _answer(self, prompt: str) -> str:
         try:
-            completion = await self._client.chat.completions.create(
-                model=self.name,
-                messages=[{"role": "user", "content": prompt}],
-                max_tokens=MAX_TOKENS,
-                temperature=0.0,
-            )
+            async with asyncio.timeout(self._within_s):  # the client's own time begins anew with each byte
+                completion = await self._client.chat.completions.create(
+                    model=self.name,
+                    messages=[{"role": "user", "content": prompt}],
+                    max_tokens=MAX_TOKENS,
+                    temperature=0.0,
+                )
             return _text(completion)
         except Exception as error:  # no connection, no answer in time, another status, too large, no chat completion
             reason = f"the prompt check {self.name} failed ({type(error).__name__}): nothing was drawn"

@@ -90,10 +90,10 @@ async def back_up(config: Config, target: Path, pictures: bool = True) -> int:
     Raises:
         StorageError: there are no records, the target exists, or it cannot be written.
     """
-    temporary = target.with_name(f".{os.urandom(8).hex()}.part")
     with translated(target):
         if target.exists():
             raise StorageError(f"{target} exists already", "name a folder that does not exist")
+        temporary = target.with_name(f".{os.urandom(8).hex()}.part")
         records = await open_records(config, make=False)
         try:
             temporary.mkdir(mode=0o700)
