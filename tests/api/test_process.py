@@ -414,15 +414,19 @@ def test_told_to_stop_it_finishes_what_runs_and_refuses_what_comes(tmp_path: Pat
 
 
 def test_told_to_stop_it_does_not_wait_for_ever(tmp_path: Path) -> None:
-    """A picture that takes longer than the grace is given up; its request is not charged after the next start."""
+    """A picture that takes longer than the grace is given up: its client is told, and its request is not charged."""
     gate = tmp_path / "gate"
     gate.touch()
     with serving(tmp_path, gate=gate, shutdown_grace_s=1) as server:
         gate.unlink()
-        with send(server):
-            until(lambda: statuses(server) == ["running"], "a request")
-            os.kill(server.process.pid, signal.SIGTERM)
-            assert server.process.wait(60) == 0
+        answers: list[int] = []
+        asking = threading.Thread(target=lambda: answers.append(draw(server).status))
+        asking.start()
+        until(lambda: statuses(server) == ["running"], "a request")
+        os.kill(server.process.pid, signal.SIGTERM)
+        assert server.process.wait(60) == 0
+        asking.join()
+        assert answers == [503]
     gate.touch()
     with serving(tmp_path, gate=gate) as server:
-        assert rows(server, "SELECT status, credits, held FROM generations") == [("failed", 0, 0)]
+        assert rows(server, "SELECT status, credits, held FROM generations") == [("rejected", 0, 0)]

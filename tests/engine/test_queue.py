@@ -247,6 +247,19 @@ def test_a_queue_that_is_drained_while_the_model_loads_stays_so() -> None:
     assert queue.take() is None
 
 
+def test_what_is_given_up_ends_and_is_told() -> None:
+    queue, told = opened(4), list[object]()
+    running = queue.admit(request(), told.append)
+    assert queue.take() is running
+    queue.admit(request(), told.append)
+    queue.drain()
+    queue.give_up()
+    assert [type(one) for one in told if isinstance(one, Exception)] == [Busy, Busy]
+    assert running.cancelled()
+    queue.end(running, "cancelled", 1.0)
+    assert queue.take() is None
+
+
 @given(actions=st.lists(st.sampled_from(["admit", "take", "done", "failed", "cancelled", "leave"]), max_size=40))
 def test_every_ticket_ends_once_and_none_is_lost(actions: list[str]) -> None:
     queue, running = opened(4), None

@@ -5,6 +5,7 @@ the worker again should it die. Settings reach the worker through the environmen
 """
 
 import asyncio
+import contextlib
 import os
 import signal
 import socket
@@ -13,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from starlette.applications import Starlette
 
@@ -28,6 +29,9 @@ from zturbo.storage.embedded import open_storage, try_storage
 ORPHAN_POLL_S = 0.5
 KILL_AFTER_S = 5
 """Seconds after the grace."""
+
+STOPPING = getattr(signal, "SIGUSR1", None)
+"""How the supervisor tells its worker; Windows has no such signal."""
 
 if TYPE_CHECKING:
     from zturbo.engine.engine import Engine
@@ -52,7 +56,20 @@ def make_app_of(load: Callable[[Config], Draws]) -> Starlette:
     )
     orphan.start()
     worker = Worker(AdmissionQueue(config.queue_limit), lambda: load(config), lambda: _load_safety(config))
+    if STOPPING is not None:
+        signal.signal(STOPPING, lambda *_: _stop(worker.queue, config.shutdown_grace_s))
     return create_app(worker, lambda: open_storage(config), config, _show_key)
+
+
+def _stop(queue: AdmissionQueue, grace_s: float) -> None:
+    """Refuse what comes on connections that are open, and after the grace end what still runs: with an answer.
+
+    Granian stops the application after the last connection only, which would be too late for either.
+    """
+    queue.drain()
+    ending = threading.Timer(grace_s, queue.give_up)
+    ending.daemon = True
+    ending.start()
 
 
 def _load(config: Config) -> "Engine":
@@ -108,6 +125,19 @@ def _say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
+def _tell_workers(granian: Any, number: int) -> None:
+    """Have Granian tell its worker of a SIGTERM or SIGINT at once, not when all connections have ended."""
+    interrupt = granian.signal_handler_interrupt
+
+    def told(*args: Any, **kwargs: Any) -> None:
+        for worker in granian.wrks:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(worker.inner.pid, number)
+        interrupt(*args, **kwargs)
+
+    granian.signal_handler_interrupt = told
+
+
 def run(config: Config, config_file: Path | None, factory: str = "zturbo.api.serve:make_app") -> None:
     """Serve until SIGTERM or SIGINT: then refuse what comes, finish what runs, and return.
 
@@ -131,7 +161,7 @@ def run(config: Config, config_file: Path | None, factory: str = "zturbo.api.ser
     host = f"[{config.host}]" if ":" in config.host else config.host
     address = f"http://{host}:{config.port}"
     _say(f"zturbo serves {config.model} at {address}/v1/images/generations\nplayground: {address}/")
-    Granian(
+    granian = Granian(
         factory,
         factory=True,
         address=config.host,
@@ -143,4 +173,7 @@ def run(config: Config, config_file: Path | None, factory: str = "zturbo.api.ser
         log_access=False,
         respawn_failed_workers=True,
         workers_kill_timeout=config.shutdown_grace_s + KILL_AFTER_S,
-    ).serve()
+    )
+    if STOPPING is not None:
+        _tell_workers(granian, STOPPING)
+    granian.serve()

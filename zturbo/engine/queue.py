@@ -125,6 +125,14 @@ class AdmissionQueue:
             self._refusal, self._drained = reason, True
             self._changed.notify_all()
 
+    def give_up(self, reason: str = "the server is shutting down") -> None:
+        """End what was admitted too: each owner is told, and what is at its turn ends at its next step."""
+        with self._changed:
+            for ticket in (*self._at_work, *self._waiting):
+                ticket.cancel()
+                ticket.publish(Busy(f"the request was given up: {reason}", UNKNOWN_WAIT_S))
+            self._changed.notify_all()
+
     @property
     def refusal(self) -> str | None:
         """Why nothing is admitted, or None."""
