@@ -13,6 +13,7 @@ from starlette.types import Message
 
 from tests.api.conftest import KEY, Instant, Server, serving
 from zturbo.api import identity
+from zturbo.api.answers import Base64, rendered
 from zturbo.api.errors import error_body
 from zturbo.api.pictures import wanted_range
 from zturbo.errors import Cancelled
@@ -317,3 +318,15 @@ def test_work_that_was_cancelled_has_an_answer_of_its_own() -> None:
     body = error_body(Cancelled.status, "the client went away", Cancelled.code, PATH, "0" * 21)
     assert (body["statusCode"], body["title"]) == (499, "Client Closed Request")
     assert body["error"]["name"] == "ClientClosedRequestException"
+
+
+def test_pictures_are_put_into_json_as_they_are() -> None:
+    pictures = [Base64(bytes(range(256))), Base64(b"")]
+    value = {"data": [{"b64_json": one} for one in pictures], "again": pictures[0], "prompt": 'é\u2028" 0\n'}
+    raw = rendered(value)
+    assert raw.isascii()
+    assert b"\n" not in raw
+    told = json.loads(raw)
+    assert [base64.b64decode(one["b64_json"]) for one in told["data"]] == [bytes(range(256)), b""]
+    assert told["again"] == told["data"][0]["b64_json"]
+    assert told["prompt"] == value["prompt"]

@@ -1,10 +1,12 @@
 """What is sent back for delivered pictures: one JSON body, or server-sent events with OpenAI's names."""
 
+import asyncio
 import base64
 import json
 import re
 import time
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any
 
 from starlette.requests import Request
@@ -16,6 +18,7 @@ from zturbo.pricing import CREDITS_PER_USD
 from zturbo.service import Delivered, Delivery
 from zturbo.storage.files import Files
 from zturbo.storage.records import Screening
+from zturbo.tokens import new_token
 
 _HOST = re.compile(r"([\w.-]+|\[[0-9a-f:.]+\])(:\d{1,5})?", re.ASCII | re.IGNORECASE)
 
@@ -150,7 +153,7 @@ class Answer:
             data = b""
             if wanted.delivery == "b64_json" or wanted.stream:
                 with (await files.open(name)).stream as stream:
-                    data = stream.read()
+                    data = await asyncio.to_thread(stream.read)
             pictures.append(Delivery(data, seed, name, flagged))
         safety = Screening(**facts["safety"]) if facts["safety"] else None
         expansion = _with_prompt(facts["expansion"], wanted.params.prompt)
@@ -216,7 +219,33 @@ def preview_event(wanted: ImageRequest, data: bytes, index: int) -> bytes:
 def event(name: str, data: dict[str, Any]) -> bytes:
     """One server-sent event (https://html.spec.whatwg.org/multipage/server-sent-events.html)."""
     kind = f"image_generation.{name}"
-    return f"event: {kind}\ndata: {json.dumps({'type': kind} | data)}\n\n".encode()
+    return b"event: %b\ndata: %b\n\n" % (kind.encode(), rendered({"type": kind} | data))
+
+
+class Base64:
+    """A picture's bytes, to be told as text; `rendered` knows it."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+
+    @cached_property
+    def text(self) -> bytes:
+        """In base64."""
+        return base64.b64encode(self._data)
+
+
+def rendered(value: Any) -> bytes:
+    """JSON with `Base64` in it; pictures are put in between, for the encoder would hold up the event loop with them."""
+    seal, pictures = new_token(), list[Base64]()
+
+    def sealed(picture: Base64) -> str:
+        pictures.append(picture)
+        return f"{seal}{len(pictures) - 1}"
+
+    text = json.dumps(value, default=sealed, allow_nan=False).encode()  # ASCII: some clients break lines at U+2028
+    parts = re.split(rb"%b(\d+)" % re.escape(seal.encode()), text)
+    parts[1::2] = [pictures[int(number)].text for number in parts[1::2]]
+    return b"".join(parts)
 
 
 def _safety(delivered: Delivered) -> dict[str, Any]:
@@ -227,8 +256,8 @@ def _safety(delivered: Delivered) -> dict[str, Any]:
     return {"safety": {"checker": found.checker, "threshold": found.threshold, "scores": list(found.scores)}}
 
 
-def _base64(data: bytes) -> dict[str, str]:
-    return {"b64_json": base64.b64encode(data).decode("ascii")}
+def _base64(data: bytes) -> dict[str, Base64]:
+    return {"b64_json": Base64(data)}
 
 
 def _described(wanted: ImageRequest) -> dict[str, Any]:

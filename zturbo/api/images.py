@@ -10,10 +10,10 @@ from functools import partial
 from typing import Any, TypeVar
 
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from zturbo.api.answers import Answer, event, preview_event, progress_event
+from zturbo.api.answers import Answer, event, preview_event, progress_event, rendered
 from zturbo.api.errors import error_of
 from zturbo.api.identity import CLIENT_CLOSED, authorize, client_id_of
 from zturbo.api.repeats import REPLAYED, Repetition, reserve
@@ -165,7 +165,14 @@ async def _whole(job: Job) -> Response:
     if delivered is None:
         return Response(status_code=CLIENT_CLOSED)
     answer = job.answer(delivered)
-    return JSONResponse(answer.body(job.request), headers=answer.headers())
+    return await _told(job.request, answer, answer.headers())
+
+
+async def _told(request: Request, answer: Answer, headers: dict[str, str]) -> Response:
+    """An answer as one body; large ones, which carry pictures, are put together on another thread."""
+    body, carried = answer.body(request), answer.wanted.delivery == "b64_json"
+    raw = await asyncio.to_thread(rendered, body) if carried else rendered(body)
+    return Response(raw, headers=headers, media_type="application/json")
 
 
 async def _unless_left(request: Request, work: Awaitable[Result]) -> Result | None:
@@ -197,7 +204,7 @@ async def _replayed(request: Request, wanted: ImageRequest, first: bytes) -> Res
     answer = await Answer.restored(first, wanted, service.files, request.app.state.config.public_url)
     if wanted.stream:
         return StreamingResponse(iter(answer.events(request)), media_type="text/event-stream", headers=REPLAYED)
-    return JSONResponse(answer.body(request), headers=answer.headers() | REPLAYED)
+    return await _told(request, answer, answer.headers() | REPLAYED)
 
 
 async def _left(request: Request) -> None:
