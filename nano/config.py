@@ -190,14 +190,17 @@ CPU = Profile(
     ),
     stages=(
         Stage(buckets=_CPU_SHARES, tokens_per_batch=3072, steps=4000, peak=0.7, floor=0.75, coarse=0.75, kept=0.5),
-        Stage(buckets=_CPU_SHARES, tokens_per_batch=3072, steps=3000, peak=0.525, floor=0.5, coarse=0.75, kept=0.5),
+        # Its end is the weaker self of the distillation, which therefore has to know the largest sizes.
+        Stage(
+            buckets=_LAST_CPU_SHARES, tokens_per_batch=3072, steps=3000, peak=0.525, floor=0.5, coarse=0.75, kept=0.5
+        ),
         Stage(
             buckets=_LAST_CPU_SHARES, tokens_per_batch=3072, steps=3000, peak=0.2625, floor=0.0, coarse=0.7, kept=0.5
         ),
     ),
     judge_steps=1500,
     distillation=Distillation(
-        steps=1000, guidance=1.25, weaker_self=True, substeps=1, tokens_per_batch=3072, rate=0.25, share=0.5
+        steps=1000, guidance=1.25, weaker_self=True, substeps=1, tokens_per_batch=3072, rate=0.25
     ),
     practice=PRACTICE,
 )

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from nano.canvas import RGB, Pen, mix
-from nano.world import COLOURS, LABEL, PAINT, Subject
+from nano.world import COLOURS, HEADS, LABEL, PAINT, Subject
 
 WHITE, BLACK, NIGHT = (250.0, 250.0, 246.0), (40.0, 38.0, 48.0), (30.0, 30.0, 44.0)
 
@@ -139,8 +139,8 @@ class Mammal:
         for side in (-1, 1):
             ear = pen.at(side * 0.58, -0.6, flip=side > 0)
             if self.ears == "pointed":
-                ear.shape([(-0.38, 0.25), (-0.3, -0.68), (0.34, -0.08)], look.body)
-                ear.shape([(-0.22, 0.1), (-0.2, -0.4), (0.14, -0.05)], mix(look.light, (255, 160, 170), 0.4), ink=0)
+                ear.shape([(-0.4, 0.3), (-0.34, -0.72), (0.4, -0.1)], look.body)
+                ear.shape([(-0.24, 0.14), (-0.22, -0.44), (0.18, -0.06)], mix(look.light, (255, 160, 170), 0.4), ink=0)
             elif self.ears == "floppy":
                 ear.blob([(0.1, -0.25), (-0.4, -0.1), (-0.62, 0.5), (-0.38, 0.95), (-0.12, 0.5)], look.dark)
             elif self.ears == "round":
@@ -174,7 +174,7 @@ class Build:
     """A body: its head, how big that is, on how many legs it stands, and its tail."""
 
     head: Head
-    head_size: float = 0.22
+    head_size: float = 0.3
     legs: int = 4
     tail: str = "long"
     arm: float = 1.0
@@ -182,22 +182,22 @@ class Build:
 
 
 BUILDS: dict[str, Build] = {
-    "t-rex": Build(trex_head, 0.235, 2, "big", 0.6),
+    "t-rex": Build(trex_head, 0.31, 2, "big", 0.6),
     "cat": Build(Mammal("pointed", 0.4, "whiskers")),
     "dog": Build(Mammal("floppy", 0.5), tail="short"),
-    "bird": Build(bird_head, 0.24, 2, "feathers", 1.3, True),
-    "robot": Build(robot_head, 0.22, 2, "none", 1.2),
-    "person": Build(person_head, 0.2, 2, "none", 1.2),
-    "bear": Build(Mammal("round", 0.48), 0.23, 2, "none", 1.1),
-    "rabbit": Build(Mammal("long", 0.4), 0.2, 2, "none", 0.9),
+    "bird": Build(bird_head, 0.3, 2, "feathers", 1.3, True),
+    "robot": Build(robot_head, 0.29, 2, "none", 1.2),
+    "person": Build(person_head, 0.27, 2, "none", 1.2),
+    "bear": Build(Mammal("round", 0.48), 0.3, 2, "none", 1.1),
+    "rabbit": Build(Mammal("long", 0.4), 0.27, 2, "none", 0.9),
     "fox": Build(Mammal("pointed", 0.52), tail="bushy"),
-    "horse": Build(Mammal("round", 0.6), 0.19, tail="bushy"),
-    "elephant": Build(Mammal("huge", 0.0, "trunk"), 0.25, tail="short"),
-    "lion": Build(Mammal("round", 0.46, "mane"), 0.2),
-    "penguin": Build(penguin_head, 0.21, 2, "none", 1.2, True),
-    "frog": Build(frog_head, 0.26, 2, "none"),
-    "mouse": Build(Mammal("round", 0.36, "whiskers"), 0.24, 2),
-    "pig": Build(Mammal("pointed", 0.0, "snout"), 0.23, tail="short"),
+    "horse": Build(Mammal("round", 0.6), 0.26, tail="bushy"),
+    "elephant": Build(Mammal("huge", 0.0, "trunk"), 0.31, tail="short"),
+    "lion": Build(Mammal("round", 0.46, "mane"), 0.26),
+    "penguin": Build(penguin_head, 0.28, 2, "none", 1.2, True),
+    "frog": Build(frog_head, 0.32, 2, "none"),
+    "mouse": Build(Mammal("round", 0.36, "whiskers"), 0.3, 2),
+    "pig": Build(Mammal("pointed", 0.0, "snout"), 0.3, tail="short"),
 }
 
 
@@ -217,7 +217,7 @@ def draw_creature(pen: Pen, subject: Subject) -> None:
         head = _stand(pen, build, look)
     if "scarf" in subject.worn:
         _scarf(head, COLOURS["red" if subject.colour != "red" else "blue"])
-    face = build.head(head, look)
+    face = build.head(replace(head, label=(LABEL[HEADS[subject.kind]], PAINT[subject.colour])), look)
     if "sunglasses" in subject.worn:
         _sunglasses(head, face)
     if "hat" in subject.worn:
@@ -283,7 +283,7 @@ def _stand(pen: Pen, build: Build, look: Look, spread: float = 0.0) -> Pen:
         pen.ellipse(-0.02, -0.27, 0.24, 0.06, look.light, ink=0)
         for x in (-0.3, 0.1):
             _leg(pen, build, look, x, -0.28, spread)
-        return pen.at(0.3, -0.7, build.head_size)
+        return pen.at(0.27, -0.74, build.head_size)
     _tail(pen, build, look, -0.12, -0.3)
     _arm(pen, build, look, -0.14, -0.46, -0.14, 0.2)
     for x in (-0.1, 0.09):
@@ -294,7 +294,7 @@ def _stand(pen: Pen, build: Build, look: Look, spread: float = 0.0) -> Pen:
     )
     pen.ellipse(0.05, -0.32, 0.12, 0.17, look.light, ink=0)
     _arm(pen, build, look, 0.12, -0.46, 0.16, 0.16)
-    return pen.at(0.03, -0.74, build.head_size)
+    return pen.at(0.03, -0.8, build.head_size)
 
 
 def _sit(pen: Pen, build: Build, look: Look) -> Pen:
@@ -318,7 +318,7 @@ def _sit(pen: Pen, build: Build, look: Look) -> Pen:
             )
             pen.ellipse(0.4, y - 0.04, 0.05, 0.085, (250, 176, 50) if build.thin_legs else look.dark)
         _arm(pen, build, look, 0.08, -0.42, 0.18, 0.14)
-    return pen.at(0.02, -0.7, build.head_size)
+    return pen.at(0.02, -0.76, build.head_size)
 
 
 def _lie(pen: Pen, build: Build, look: Look) -> Pen:
@@ -330,7 +330,7 @@ def _lie(pen: Pen, build: Build, look: Look) -> Pen:
     )
     pen.ellipse(-0.22, -0.1, 0.16, 0.1, look.dark, ink=0.8)
     pen.limb([(0.2, -0.07), (0.52, -0.05)], 0.035 if build.thin_legs else 0.1, look.body)
-    return pen.at(0.36, -0.42, build.head_size)
+    return pen.at(0.34, -0.46, build.head_size)
 
 
 def draw_lounger(pen: Pen, colour: str) -> None:
@@ -365,7 +365,7 @@ def _recline(pen: Pen, build: Build, look: Look) -> Pen:
     pen.limb([(-0.16, -0.4), (0.22, -0.42), (0.62, -0.37)], leg_width, leg_tone)
     pen.ellipse(0.67, -0.43, 0.06, 0.12, foot_tone, turn=10)
     _arm(pen.at(-0.36, -0.66, turn=-25), build, look, 0.05, 0.02, 0.2, 0.12)
-    return pen.at(-0.56, -0.92, build.head_size * 1.04, turn=-14)
+    return pen.at(-0.53, -0.98, build.head_size * 1.04, turn=-14)
 
 
 def _sunglasses(head: Pen, face: Face) -> None:

@@ -343,7 +343,7 @@ def width_of(subject: Subject) -> float:
     if subject.on_lounger:
         return 1.75
     if subject.kind in CREATURES:
-        return 1.45 if subject.kind == "t-rex" else 1.1
+        return 1.45 if subject.kind == "t-rex" else 1.2
     return WIDTHS.get(subject.kind, 1.0)
 
 
@@ -403,18 +403,24 @@ def _spots(scene: Scene, rng: np.random.Generator) -> list[tuple[Subject, float,
                 (subject, start + i * step + float(rng.uniform(-0.01, 0.01)), step * 0.96) for i in range(subject.count)
             ]
         else:
-            middle = {"left": 0.26, "centre": 0.5, "right": 0.74}[subject.place] + float(rng.uniform(-0.03, 0.03))
-            spots.append((subject, middle, 0.86 if subject.place == "centre" else 0.46))
+            aside, room = (0.21, 0.5) if len(scene.subjects) == 1 else (0.24, 0.46)
+            middle = 0.5 + {"left": -aside, "centre": 0.0, "right": aside}[subject.place]
+            spots.append(
+                (subject, middle + float(rng.uniform(-0.03, 0.03)), 0.86 if subject.place == "centre" else room)
+            )
     return spots
 
 
 def draw(scene: Scene, width: int, height: int) -> Picture:
-    """Draw a scene at a size in pixels (multiples of 32, from 256 to 2048)."""
-    rng = np.random.default_rng(scene.seed)
+    """Draw a scene at a size in pixels (multiples of 32, from 256 to 2048).
+
+    Where its things stand and which way they look does not hang on the backdrop: a world of few variants has few poses.
+    """
+    rng, places = np.random.default_rng(scene.seed), np.random.default_rng((scene.seed, 1))
     canvas = Canvas(width, height, scene.style)
     backdrop = Backdrop(canvas, scene, rng)
     BACKDROPS[scene.setting](backdrop)
-    for subject, middle, room in _spots(scene, rng):
-        _place(canvas, scene, subject, middle, room, rng)
+    for subject, middle, room in _spots(scene, places):
+        _place(canvas, scene, subject, middle, room, places)
     backdrop.weather()
     return Picture(canvas.finish(rng), canvas.labels)

@@ -6,8 +6,8 @@ Flow matching (Lipman et al. 2023), Muon on the blocks' matrices, an average of 
 drawing knows anyway or the sampler fixes:
 
 - an auxiliary head after the third block names what lies under each token (it binds words to places early, and is not
-  shipped), and tokens under a thing weigh more than those under the backdrop, most of a picture and learnt first, and
-  those under what a creature wears still more, a few tokens that a prompt names as plainly as the creature;
+  shipped), and tokens under a thing weigh more than those under the backdrop, most of a picture and learnt first; those
+  under a head, which tells creatures apart, and under what it wears still more: few, and named by a prompt as plainly;
 - most steps are at the noise levels that eight steps visit;
 - where noise hides the neighbours anyway, a picture is judged by a random part of its tokens (after MaskDiT, Zheng et
   al. 2023, without its decoder): two pictures for the price of one.
@@ -41,7 +41,7 @@ from nano.training import (
     save,
     working_dtype,
 )
-from nano.world import COLOURS, LABEL, LABELS, WORN
+from nano.world import COLOURS, HEADS, LABEL, LABELS, WORN
 from zturbo.engine.sampling import sigmas
 from zturbo.engine.tokenizer import chat_prompt
 from zturbo.models.attention import round_up
@@ -54,6 +54,7 @@ LAYOUT_WEIGHT = 0.2
 LAYOUT_BLOCK = 2  # index of the block whose output the auxiliary head reads
 EMPTY_SHARE = 0.1  # of the steps have the empty prompt, where guidance will be distilled
 THING_WEIGHT = 3.0  # of tokens under a thing, beside 1 for the backdrop
+HEAD_WEIGHT = 6.0  # of tokens under a creature's head
 WORN_WEIGHT = 8.0  # of tokens under sunglasses, a hat or a scarf
 VISITED = 8  # steps whose noise levels are trained most
 COARSE = 0.7  # noise levels from here on decide the composition
@@ -193,6 +194,7 @@ def token_weights(what: Tensor) -> Tensor:
     """How much each token counts, by what lies under it: (B,N) indices into LABELS -> (B,N) fp32."""
     weights = torch.ones(len(LABELS), device=what.device)
     weights[FIRST_THING:] = THING_WEIGHT
+    weights[[LABEL[head] for head in HEADS.values()]] = HEAD_WEIGHT
     weights[[LABEL[item] for item in WORN]] = WORN_WEIGHT
     return weights[what]
 

@@ -91,11 +91,13 @@ SETTINGS = (
 TIMES = ("day", "sunset", "night")
 WEATHERS = ("clear", "rain", "fog")
 
+HEADS = {kind: f"{kind} head" for kind in CREATURES}  # what tells creatures apart has a label of its own
 ZONES = ("sky", "ground", "water", "far", "light")  # parts of a background that have labels of their own
 LABELS: tuple[str, ...] = (
     "nothing",
     *(f"{setting} {zone}" for setting in SETTINGS for zone in ZONES),
     *NATURAL,
+    *HEADS.values(),
     *WORN,
 )
 LABEL = {name: index for index, name in enumerate(LABELS)}
@@ -152,12 +154,12 @@ SMALL = World(
     settings=SETTINGS[:7],
     kinds=("t-rex", "cat", "dog", "car", "boat", "house", "tree", "balloon"),
     poses=("standing", "lying"),
-    variants=1,
+    variants=2,
     several=0.14,
     pairs=0.2,
     lounging=0.16,
 )
-PRACTICE = replace(SMALL, creature_weight=3, pairs=0.3, lounging=0.12)
+PRACTICE = replace(SMALL, creature_weight=3, pairs=0.3, lounging=0.16)
 """`SMALL` with more of what is learnt last: creatures that stand and wear something, and two different subjects."""
 FULL = World(
     settings=SETTINGS,

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 pytest.importorskip("cv2", reason="the training recipe draws with OpenCV (opencv-python-headless)")
 
@@ -9,7 +10,20 @@ from nano.canvas import CELL, STYLES
 from nano.captions import SEED_PROMPT, caption, long_caption, short_caption
 from nano.latents import token_labels
 from nano.picture import draw
-from nano.world import FULL, LABEL, NATURAL, PRACTICE, SETTINGS, SMALL, Scene, Subject, World, sample_scene
+from nano.world import (
+    CREATURES,
+    FULL,
+    HEADS,
+    LABEL,
+    NATURAL,
+    PRACTICE,
+    SETTINGS,
+    SMALL,
+    Scene,
+    Subject,
+    World,
+    sample_scene,
+)
 from zturbo.engine.catalog import NANO
 
 TREX = Subject("t-rex", "green", worn=("sunglasses",), pose="lying", on_lounger=True)
@@ -31,6 +45,23 @@ def test_same_scene_same_picture() -> None:
 def test_every_kind_is_on_the_map(kind: str) -> None:
     picture = draw(Scene("meadow", "day", (Subject(kind, NATURAL[kind]),), seed=1), 256, 256)
     assert (picture.labels[..., 0] == LABEL[kind]).sum() > 8
+
+
+@pytest.mark.parametrize("kind", CREATURES)
+def test_heads_have_a_label_of_their_own_above_the_body(kind: str) -> None:
+    labels = draw(Scene("meadow", "day", (Subject(kind, NATURAL[kind]),), seed=1), 512, 512).labels[..., 0]
+    head, body = (np.argwhere(labels == LABEL[name])[:, 0] for name in (HEADS[kind], kind))
+    assert len(head) > 60
+    assert head.mean() < body.mean()
+
+
+def test_seeds_place_things_otherwise_and_settings_do_not() -> None:
+    def car(setting: str, seed: int) -> NDArray[np.bool_]:
+        labels = draw(Scene(setting, "day", (Subject("car", "red"),), seed), 512, 512).labels
+        return labels[..., 0] == LABEL["car"]
+
+    assert np.array_equal(car("meadow", 0), car("city", 0))
+    assert not np.array_equal(car("meadow", 0), car("meadow", 1))
 
 
 @pytest.mark.parametrize("style", STYLES)
