@@ -1,9 +1,10 @@
 """The whole story of one request, for every door: read `Service.generate` first.
 
+queue.check()                    a full server refuses before anything is set aside or asked
 ledger.start(...)                the price is held, or the request refused
 endpoint.expand(prompt)          where the settings name one; else the engine expands, on its thread
 guard.allow(prompt)              where the operator has one
-ticket = queue.admit(...)        refused here, or nowhere
+ticket = queue.admit(...)        refused here at the latest
 progress from the engine         on the event loop, from the device's thread
 screen(checker, picture)         in worker threads; a flagged picture is black from here on
 files.put(encode(...))           in worker threads
@@ -31,7 +32,7 @@ from zturbo.errors import (
     StorageError,
     ZTurboError,
 )
-from zturbo.expansion.expansion import BUSY, NOT_HERE, Expansion
+from zturbo.expansion.expansion import NOT_HERE, Expansion
 from zturbo.metrics import Metrics
 from zturbo.params import GenerationParams
 from zturbo.pictures import Settings, encode
@@ -222,7 +223,7 @@ class Service:
                 work.ticket.cancel()  # after the end it changes nothing
 
     async def _refuse_if_full(self, order: Order, work: _Work) -> None:
-        """Refuse what could not be admitted before its price is set aside, which others may need meanwhile."""
+        """Refuse what could not be admitted before anybody is asked and its price set aside, which others may need."""
         try:
             self.worker.queue.check()
         except Busy as busy:
@@ -250,12 +251,9 @@ class Service:
         return time.perf_counter() - start
 
     async def _asked(self, params: GenerationParams) -> Expansion | None:
-        """What the endpoint makes of a prompt; None where it is not its to expand. A full server does not ask."""
+        """What the endpoint makes of a prompt; None where it is not its to expand."""
         if self.endpoint is None or not params.prompt_expansion:
             return None
-        queue = self.worker.queue
-        if queue.refusal is not None or len(queue) >= queue.limit:
-            return Expansion.left(params.prompt, BUSY, self.endpoint.name)
         return await self.endpoint.expand(params.prompt)
 
     def _told(self, order: Order, expansion: Expansion | None) -> Expansion | None:
@@ -478,9 +476,8 @@ class _Events:
         try:
             async with asyncio.timeout_at(self._deadline):
                 event = await self._queue.get()
-                await asyncio.sleep(
-                    0
-                )  # past the deadline nothing is handed on, even if it waited here for a slow reader
+            if self._loop.time() > self._deadline:  # it waited here, for a slow reader
+                raise TimeoutError
         except TimeoutError:
             raise DeadlinePassed(f"the request was not done within {self._timeout_s:g} s") from None
         if isinstance(event, BaseException):

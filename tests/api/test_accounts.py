@@ -12,8 +12,10 @@ import pytest
 from tests.api.conftest import KEY, Instant, Server, serving
 from tests.api.test_images import PATH, body, post, until
 from zturbo.config import Config
-from zturbo.errors import StorageError
+from zturbo.engine.progress import Progress
+from zturbo.errors import DeadlinePassed, StorageError
 from zturbo.keys import create
+from zturbo.service import _Events
 from zturbo.storage.embedded import Storage, now_ms
 from zturbo.storage.embedded import open_storage as open_embedded
 from zturbo.storage.files import Content
@@ -132,6 +134,14 @@ async def test_a_deadline_ends_the_work(engine: Instant) -> None:
         assert (answer.status_code, answer.json()["error"]["code"]) == (504, "deadline_passed")
         found = await row(server)
         assert (found.status, found.error, found.credits) == ("failed", "deadline_passed", 0)
+
+
+async def test_what_waited_for_a_slow_reader_past_the_deadline_is_not_handed_on() -> None:
+    events = _Events(0.0, progress=True)
+    events.publish(Progress("encode", 0, 1, 0, 8))
+    await asyncio.sleep(0.01)
+    with pytest.raises(DeadlinePassed):
+        await events.next()
 
 
 # --- limits of a key ---------------------------------------------------------------------------------------------

@@ -334,15 +334,15 @@ def test_a_folder_that_becomes_read_only(tmp_path: Path) -> None:
 # --- clients that leave ----------------------------------------------------------------------------------------------
 
 
-def send(server: Serving, **changes: Any) -> socket.socket:
-    """A request on its way, on a connection that can be closed under it."""
+def send(server: Serving, withheld: int = 0, **changes: Any) -> socket.socket:
+    """A request on its way, on a connection that can be closed under it; its last bytes may be withheld."""
     body = json.dumps(BODY | changes).encode()
     head = (
         f"POST {GENERATIONS} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {KEY}\r\n"
         f"content-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
     )
     connection = socket.create_connection(("127.0.0.1", server.port), timeout=30)
-    connection.sendall(head.encode() + body)
+    connection.sendall(head.encode() + body[: len(body) - withheld])
     return connection
 
 
@@ -403,14 +403,17 @@ def test_told_to_stop_it_finishes_what_runs_and_refuses_what_comes(tmp_path: Pat
         for thread in threads:
             thread.start()
         until(lambda: statuses(server) == ["running"] * 3, "three requests")
-        os.kill(server.process.pid, signal.SIGTERM)
-        until(lambda: server.answers("/readyz") != 200, "it to be no longer ready")
+        with send(server, withheld=1) as late:
+            os.kill(server.process.pid, signal.SIGTERM)
+            until(lambda: server.answers("/readyz") != 200, "it to be no longer ready")
+            late.sendall(b"}")
+            assert late.recv(100).startswith(b"HTTP/1.1 503 ")
         gate.touch()
         assert server.process.wait(60) == 0
         for thread in threads:
             thread.join()
         assert answers == [200] * 3
-        assert statuses(server) == ["done"] * 3
+        assert sorted(statuses(server)) == ["done"] * 3 + ["rejected"]
 
 
 def test_told_to_stop_it_does_not_wait_for_ever(tmp_path: Path) -> None:

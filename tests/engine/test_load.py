@@ -209,11 +209,11 @@ def test_what_a_decoding_is_worth_is_learnt(engine: Engine) -> None:
     assert second is not None
     pixels = 512 * 512
     assert first.cost == second.cost == pixels * (2 + 1)
-    ticket = worker.queue.take()
-    while ticket is not None and not (first.state == second.state == "done"):
-        ticket = worker._turn(ticket)
-        if len(worker.queue) or ticket:
-            ticket = worker.queue.take(ticket)
+    last = None
+    while not (first.state == second.state == "done"):
+        ticket = worker.queue.take(last)
+        assert ticket is not None
+        last = worker._turn(ticket)
     assert first.drawn == first.cost
     later = admit(worker, Client(request()))
     assert later.ticket is not None

@@ -1,12 +1,15 @@
 """The prompt guard: its words are understood, and whatever else it says or does not say closes the door."""
 
+import asyncio
 import traceback
 
 import pytest
 
+from tests.expansion.chat_server import ChatServer, chat_server, head
 from tests.safety.conftest import Endpoint, completion
 from zturbo.config import Config
 from zturbo.errors import ContentPolicyViolation, SafetyError
+from zturbo.safety import prompts
 from zturbo.safety.load import load_safety
 from zturbo.safety.prompts import GuardEndpoint, PromptGuard, PromptVerdict, verdict_of
 
@@ -95,6 +98,20 @@ async def test_a_guard_that_is_not_there_or_says_nothing(endpoint: Endpoint) -> 
         await ask(Endpoint("http://127.0.0.1:9/v1"))
     with pytest.raises(SafetyError, match=r"failed \(APITimeoutError\)"):
         await ask(endpoint, timeout_s=1e-9)
+
+
+async def test_a_guard_that_drips_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def drips(_chat: ChatServer, writer: asyncio.StreamWriter) -> None:
+        writer.write(head("200 OK", "content-type: application/json"))
+        for _ in range(200):
+            writer.write(b" ")
+            await writer.drain()
+            await asyncio.sleep(0.05)
+
+    monkeypatch.setattr(prompts, "RETRY_WITHIN_S", 0.0)
+    async with chat_server(drips) as chat:
+        with pytest.raises(SafetyError, match=r"failed \(TimeoutError\)"):
+            await ask(Endpoint(chat.url), timeout_s=0.5)
 
 
 async def test_off_unless_it_is_set_up() -> None:

@@ -7,6 +7,7 @@ import re
 import time
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from os.path import commonprefix
 from typing import Any
 
 from starlette.requests import Request
@@ -166,8 +167,7 @@ def _without_prompt(expansion: Expansion | None, prompt: str) -> dict[str, Any] 
     """An expansion as it is kept: how many characters of the prompt its text begins with, and what comes after."""
     if expansion is None:
         return None
-    shared = next((i for i, (a, b) in enumerate(zip(expansion.text, prompt, strict=False)) if a != b), None)
-    shared = min(len(expansion.text), len(prompt)) if shared is None else shared
+    shared = len(commonprefix((expansion.text, prompt)))  # noqa: RUF071  # characters are meant, not folders
     return asdict(expansion) | {"text": expansion.text[shared:], "shared": shared}
 
 

@@ -62,7 +62,7 @@ class RequestIds:
             try:
                 async with asyncio.timeout(SEND_TIMEOUT_S):
                     await send(message)
-            except TimeoutError:  # it stopped reading; what it holds here is others' by now
+            except TimeoutError:  # it must not hold its place, its credits and its pictures for ever
                 raise ClientDisconnect from None
 
         try:

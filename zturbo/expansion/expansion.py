@@ -52,4 +52,3 @@ class Expansion:
 NOTHING_USABLE = "no detail was written that keeps the prompt as it is"
 """The reason when every sentence of an answer was refused by the rules."""
 NOT_HERE = "this server expands no prompts"
-BUSY = "the server is too busy to ask the provider"
