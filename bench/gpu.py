@@ -2,24 +2,26 @@
 
     python -m bench.gpu [--part NAME ...] [--device cuda|cpu] [--small]
 
-Everything takes some ten minutes, most of it in `http` and `diffusers`; --part splits it.
+Everything takes some ten minutes, most of it in `http` and `diffusers`; --part splits it. Each of several parts has a
+process of its own: what one breaks on the device, or keeps of its memory, is none of the next one's business.
 
-parity      the tests that need a device: bf16 beside diffusers, kernels beside eager arithmetic, graphs, attention
 denoise     8 forwards at the 6B's shapes with random weights: each level, each size
 waterfall   the passes one on top of the other: seconds, memory, distance of one forward from plain eager
+parity      the tests that need a device: bf16 beside diffusers, kernels beside eager arithmetic, graphs, attention
 companions  text encoder and VAE at their published shapes
 expansion   the text encoder writes 150 tokens after a prompt of 250: launch by launch, and as a CUDA graph per token
 pictures    a whole engine in this process: prompt to pixels, pictures a second
 http        the same behind the server: seconds of a request for a PNG as base64, pictures a second at four connections
 diffusers   its transformer at the same shapes, eager and with its blocks compiled
 
-Each part writes bench/results/gpu-PART.json as soon as it is done. Shares are of the device's own rate for one large
-product in bf16. Parts whose packages are not installed say so. `--device cpu --small` runs the same code at tiny
-shapes, with the kernels interpreted.
+Each part writes gpu-PART.json after every row: into bench/results, or where BENCH_RESULTS says. Shares are of the
+device's own rate for one large product in bf16. Parts whose packages are not installed say so. `--device cpu --small`
+runs the same code at tiny shapes, with the kernels interpreted.
 """
 
 import argparse
 import asyncio
+import gc
 import importlib.util
 import os
 import subprocess
@@ -28,6 +30,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -35,7 +38,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import torch
 
 from bench.full_size import flop
-from bench.report import publish
+from bench.report import keep, publish
 from bench.waterfall import Rung, climb
 from zturbo.engine.machine import Machine, detect
 from zturbo.engine.plan import GIB
@@ -51,11 +54,11 @@ if TYPE_CHECKING:
     from zturbo.engine.pipeline import Pipeline
     from zturbo.engine.writing import Writer
 
-PARTS = ("parity", "denoise", "waterfall", "companions", "expansion", "pictures", "http", "diffusers")
+PARTS = ("denoise", "waterfall", "parity", "companions", "expansion", "pictures", "http", "diffusers")
 PARITY_TIMEOUT_S = 400
-START_TIMEOUT_S = 300
+START_TIMEOUT_S = 120
 NEEDED_BY_TESTS = ("diffusers", "transformers", "pytest", "hypothesis")
-NEEDED_BY_SERVER = ("granian", "starlette", "structlog", "limits", "prometheus_client", "openai")
+NEEDED_BY_SERVER = ("granian", "starlette", "structlog", "limits", "prometheus_client", "openai", "zlib_ng")
 PROMPT = "A T-Rex relaxing on a beach, lying on a sun lounger and wearing sunglasses."
 CONNECTIONS = 4
 WRITTEN_TOKENS = 150
@@ -96,6 +99,7 @@ class Bench:
 
     def forget(self) -> None:
         """Give back what nobody holds, and count the peak anew."""
+        gc.collect()  # recorded networks and writers hold themselves, and with them their memory
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats(self.device)
@@ -114,13 +118,16 @@ def parity(*selection: str) -> tuple[str, bool]:
     chosen = selection or ("-m", "gpu or kernels", "tests/parity", "tests/acceleration")
     # A library's deprecation is not what is asked here, and versions differ on such machines: -W default.
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-W", "default", *chosen]
-    done = subprocess.run(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=PARITY_TIMEOUT_S
-    )
-    if done.returncode:
-        print(done.stdout[-4000:])
-    line = done.stdout.strip().splitlines()[-1]
-    return line, done.returncode == 0 and " passed" in line
+    end = f"not done after {PARITY_TIMEOUT_S} s"
+    try:
+        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=PARITY_TIMEOUT_S)
+        said, ended_well = done.stdout.decode(errors="replace").strip(), done.returncode == 0
+        end = said.splitlines()[-1] if said else f"ended with {done.returncode}"
+    except subprocess.TimeoutExpired as error:
+        said, ended_well = (error.stdout or b"").decode(errors="replace"), False
+    if not ended_well:
+        print(said[-4000:])
+    return end, ended_well and " passed" in end
 
 
 def seconds(call: Callable[[], object], device: torch.device, rounds: int = 10, warm: int = 2) -> float:
@@ -183,11 +190,11 @@ def waterfall_rows(bench: Bench) -> Iterator[Row]:
     """One pass after the other, whether or not a level would take it; the last rows are alternatives."""
     from bench.random_engine import StandIn
     from zturbo.acceleration import cuda, graphs
-    from zturbo.acceleration.attention import use_attention
-    from zturbo.models.attention import sdpa
+    from zturbo.acceleration.attention import BACKENDS, use_attention
 
     engine = bench.engine(dict.fromkeys(ACCELERATIONS, ()))
     chosen = next(one.attend for one in engine.pipeline.transformer.modules() if hasattr(one, "attend"))
+    flash = next(one for one in BACKENDS if one.name == "flash")  # PyTorch's own choice can be the next rung's kernel
 
     def record(pipeline: "Pipeline") -> None:
         recorder = graphs.CudaRecorder(bench.device) if bench.device.type == "cuda" else StandIn()
@@ -196,9 +203,9 @@ def waterfall_rows(bench: Bench) -> Iterator[Row]:
     def attention(pipeline: "Pipeline") -> None:
         use_attention(pipeline.transformer, chosen)  # type: ignore[arg-type]
 
-    use_attention(engine.pipeline.transformer, sdpa)
+    use_attention(engine.pipeline.transformer, flash.make())
     rungs = [
-        Rung("eager, PyTorch's own attention", True),
+        Rung(f"eager, {flash.words}", True),
         Rung(f"attention: {engine.plan.attention.partition('  ')[0]}", True, (attention,)),
         Rung("fused kernels", True, (attention, cuda.fuse_blocks)),
         Rung("CUDA graphs", True, (attention, cuda.fuse_blocks, record)),
@@ -207,16 +214,18 @@ def waterfall_rows(bench: Bench) -> Iterator[Row]:
     if bench.machine.fp8 or bench.device.type == "cpu":
         rungs.append(Rung("fp8 products", False, (attention, cuda.to_fp8, cuda.fuse_blocks, record)))
     expected = _forward(engine.pipeline, bench)
-    for one in climb(engine.pipeline, rungs):
+    for rung in rungs:
+        (one,) = climb(engine.pipeline, (rung,))
         distance = float((_forward(one.pipeline, bench) - expected).norm() / expected.norm())
         for size in (bench.shapes.sizes[0], bench.shapes.sizes[-1])[: len(bench.shapes.sizes)]:
             bench.forget()
             taken = denoising(one.pipeline, size, bench)
-            yield {"pass": one.rung.name, "lossless": "yes" if one.rung.lossless else "no",
+            yield {"pass": rung.name, "lossless": "yes" if rung.lossless else "no",
                    "distance of a forward": distance, "size": _of(size), "seconds": taken,
                    "share of matrix rate": bench.share(size, taken), "added GiB": one.added_bytes / GIB,
                    "peak GiB": bench.peak()}  # fmt: skip
         del one
+        bench.forget()  # before the next rung is made
 
 
 @torch.inference_mode()
@@ -385,10 +394,20 @@ class _environment:  # noqa: N801  # used like a function
 
 def _wait_until_ready(server: Any) -> None:
     deadline = time.monotonic() + START_TIMEOUT_S
-    while server.answers("/readyz") != 200:
+    while (reason := _not_ready(server)) is not None:
+        assert "could not be loaded" not in reason, reason
         assert server.process.poll() is None, f"the server ended\n{server.log.read_text()[-4000:]}"
         assert time.monotonic() < deadline, f"the server did not start\n{server.log.read_text()[-4000:]}"
         time.sleep(0.2)
+
+
+def _not_ready(server: Any) -> str | None:
+    """Why the server does not draw yet, or None."""
+    try:
+        reply = server.ask("GET", "/readyz")
+    except (OSError, HTTPException):
+        return "nobody answers"
+    return None if reply.status == 200 else reply.body.decode(errors="replace")
 
 
 def diffusers_rows(bench: Bench) -> Iterator[Row]:
@@ -452,27 +471,49 @@ NEEDS: dict[str, tuple[str, ...]] = {"http": NEEDED_BY_SERVER, "diffusers": ("di
 
 
 def run(part: str, bench: Bench) -> bool:
-    """One part: its rows are printed as they come, and written at its end; False where it failed."""
+    """One part: its rows are printed and written as they come; False where it failed."""
     bench.forget()
     if missing := [name for name in NEEDS.get(part, ()) if importlib.util.find_spec(name) is None]:
         print(f"{part}: not run, {', '.join(missing)} not installed (put the wheels on PYTHONPATH)", flush=True)
         return True
+    name = f"gpu-{part}{'-small' if bench.small else ''}"
+    note = (
+        f"{part}: {bench.shapes.steps} forwards, one picture at a time, random bf16 weights; "
+        f"matrix rate {bench.rate / 1e12:.1f} TFLOP/s"
+    )
     rows: list[Row] = []
     failure = ""
     try:
         for row in ROWS[part](bench):
             print(f"{part}: {row}", flush=True)
             rows.append(row)
+            keep(name, bench.machine, rows, note)
     except Exception as error:  # what was measured before is kept, and the next part still has its turn
         failure = f"; ended early: {type(error).__name__}: {error}"
         print(f"{part}{failure}", flush=True)
     if rows:
-        note = (
-            f"{part}: {bench.shapes.steps} forwards, one picture at a time, random bf16 weights; "
-            f"matrix rate {bench.rate / 1e12:.1f} TFLOP/s{failure}"
-        )
-        publish(f"gpu-{part}{'-small' if bench.small else ''}", bench.machine, rows, note)
+        publish(name, bench.machine, rows, note + failure)
     return not failure
+
+
+def run_apart(part: str, arguments: argparse.Namespace) -> bool:
+    """One part in a process of its own; False where it failed, in whatever way."""
+    command = [sys.executable, "-m", "bench.gpu", "--part", part, "--device", arguments.device]
+    return subprocess.run([*command, *(["--small"] if arguments.small else [])]).returncode == 0
+
+
+def run_here(part: str, arguments: argparse.Namespace) -> bool:
+    """One part in this process; False where it failed."""
+    if arguments.device == "cpu":
+        os.environ["TRITON_INTERPRET"] = "1"  # before anything imports triton
+    if part == "parity":
+        line, passed = parity()
+        print(f"parity: {line}", flush=True)
+        return passed
+    machine, device = detect(arguments.device), torch.device(arguments.device)
+    bench = Bench(machine, device, arguments.small, matrix_rate(device, 256 if arguments.small else 8192))
+    print(f"matrix rate: {bench.rate / 1e12:.1f} TFLOP/s", flush=True)
+    return run(part, bench)
 
 
 def main() -> None:
@@ -481,21 +522,10 @@ def main() -> None:
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--small", action="store_true")
     arguments = parser.parse_args()
-    if arguments.device == "cpu":
-        os.environ["TRITON_INTERPRET"] = "1"  # before anything imports triton
-    machine = detect(arguments.device)
-    device = torch.device(arguments.device)
-    bench = Bench(machine, device, arguments.small, matrix_rate(device, 256 if arguments.small else 8192))
-    print(f"matrix rate: {bench.rate / 1e12:.1f} TFLOP/s", flush=True)
-    well = True
-    for part in arguments.part or PARTS:
-        if part == "parity":
-            line, passed = parity()
-            print(f"parity: {line}", flush=True)
-        else:
-            passed = run(part, bench)
-        well = well and passed
-    if not well:
+    parts = arguments.part or PARTS
+    run_one = run_here if len(parts) == 1 else run_apart
+    passed = [run_one(part, arguments) for part in parts]
+    if not all(passed):
         sys.exit(1)
 
 

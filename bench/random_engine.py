@@ -9,10 +9,9 @@ shapes, and then a CPU runs the passes for CUDA too: kernels interpreted, graphs
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from starlette.applications import Starlette
 from torch import nn
 
 from bench.full_size import CAPTION_TOKENS, random_transformer
@@ -29,6 +28,9 @@ from zturbo.models.configs import SchedulerConfig, TextEncoderConfig, Transforme
 from zturbo.models.text_encoder import Qwen3
 from zturbo.models.vae import AutoencoderKL
 from zturbo.weights import published
+
+if TYPE_CHECKING:
+    from starlette.applications import Starlette
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +148,7 @@ def interpreted() -> Table:
     return {"none": (fused, recorded), "regular": (int8, fused, recorded), "high": (fp8, fused, recorded)}
 
 
-def make_app() -> Starlette:
+def make_app() -> "Starlette":
     """The server's application round a random engine; called in the worker process."""
     from zturbo.api.serve import make_app_of
 

@@ -1,9 +1,13 @@
-"""What a number needs beside it: device, versions, commit; and the files that keep both."""
+"""What a number needs beside it: device, versions, commit; and the files that keep both.
+
+The files lie in bench/results, or in the folder that the environment variable BENCH_RESULTS names.
+"""
 
 import json
+import os
 import platform
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -13,7 +17,15 @@ import torch
 from zturbo import __version__
 from zturbo.engine.machine import Machine
 
-RESULTS = Path(__file__).parent / "results"
+HERE = Path(__file__).parent
+
+
+def results_folder(environment: Mapping[str, str] = os.environ) -> Path:
+    """Where the files lie."""
+    return Path(environment.get("BENCH_RESULTS") or HERE / "results")
+
+
+RESULTS = results_folder()
 
 
 def conditions(machine: Machine) -> dict[str, Any]:
@@ -34,7 +46,7 @@ def conditions(machine: Machine) -> dict[str, Any]:
 def commit() -> str:
     """Short hash of the checked-out commit, with a plus where the tree differs from it."""
     try:
-        git = ["git", "-C", str(RESULTS.parent)]
+        git = ["git", "-C", str(HERE)]
         head = subprocess.run(
             [*git, "rev-parse", "--short=10", "HEAD"], capture_output=True, text=True, check=True
         ).stdout
@@ -58,11 +70,15 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     return "\n".join([head, "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines])
 
 
-def publish(name: str, machine: Machine, rows: Sequence[dict[str, Any]], note: str) -> Path:
-    """Print the table and the JSON line, and write results/NAME.json."""
+def keep(name: str, machine: Machine, rows: Sequence[dict[str, Any]], note: str) -> dict[str, Any]:
+    """Write NAME.json into the results; returns what it holds."""
     result = {"name": name, "note": note, "conditions": conditions(machine), "rows": list(rows)}
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
+    return result
+
+
+def publish(name: str, machine: Machine, rows: Sequence[dict[str, Any]], note: str) -> None:
+    """`keep`, and print the table and the JSON line."""
+    result = keep(name, machine, rows, note)
     print(f"\n{table(rows)}\n\n{note}\n{json.dumps(result)}")
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{name}.json"
-    path.write_text(json.dumps(result, indent=1) + "\n")
-    return path

@@ -3,16 +3,25 @@
 Prints a line per kernel: its name, the card's capability, the form of its result. Run without TRITON_INTERPRET.
 """
 
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
+from unittest.mock import patch
 
+import torch
 import triton
+from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from zturbo.acceleration import fused
 from zturbo.acceleration import triton_kernels as kernels
 
 FORMS = {"none": ("*bf16", None), "int8": ("*i8", "*fp32"), "fp8": ("*fp8e4nv", "*fp32")}
 CARDS = {80: ("none", "int8"), 89: ("none", "int8", "fp8"), 90: ("none", "int8", "fp8")}
+SHARED_KIB = {80: 163, 89: 99, 90: 227}
+"""Shared memory that one block of threads may have: CUDA's programming guide, table of technical specifications."""
+TOKENS = 4224
+"""Of a 1024x1024 picture, for which the product has its largest tiles."""
 DIM, HIDDEN = 4096, 16384
 """Powers of two from the published widths on."""
 
@@ -28,27 +37,40 @@ CONSTANTS: dict[str, dict[str, Any]] = {
     "silu_product": {"BLOCK": HIDDEN},
     "quantize": {"BLOCK": DIM},
     "norm_and_rotate": {"HEADS": 30, "DIM": 128, "HEADS_BLOCK": 32, "DIM_BLOCK": 128},
-    "int8_product": {"BLOCK_M": 128, "BLOCK_N": 128, "BLOCK_K": 64, "GROUP": 8},
 }
+
+
+def constants_of(name: str, card: int) -> tuple[dict[str, Any], dict[str, int]]:
+    """A kernel's constants, and the compiler's options."""
+    if name != "int8_product":
+        return dict(CONSTANTS[name]), {"num_warps": 8}
+    with patch("torch.cuda.get_device_capability", return_value=divmod(card, 10)):
+        tiles = fused._tiles(cast(Tensor, SimpleNamespace(device=torch.device("cuda"), shape=(TOKENS, DIM))))
+    return tiles, {option: tiles.pop(option) for option in ("num_warps", "num_stages")}
 
 
 def build(name: str, card: int, form: str) -> None:
     """Compile one kernel for one card and one form of its result."""
-    kernel, (values, scales), constants = getattr(kernels, name), FORMS[form], dict(CONSTANTS[name])
+    kernel, (values, scales), (constants, options) = getattr(kernels, name), FORMS[form], constants_of(name, card)
     types = WORKING | {"out": "*bf16"}
     if name in RESULTS:
         result, scale = RESULTS[name]
         constants |= {"SCHEME": form} | ({} if scales else {scale: None})
         types |= {result: values} | ({scale: scales} if scales else {})
     signature = {arg: "constexpr" if arg in constants else types.get(arg, "i32") for arg in kernel.arg_names}
-    source = ASTSource(fn=kernel, signature=signature, constexprs=constants)
-    found = triton.compile(source, target=GPUTarget("cuda", card, 32), options={"num_warps": 8})
+    # As in a launch: addresses and sizes are multiples of 16, or the loads would not be pipelined.
+    even = {
+        (i,): [["tt.divisibility", 16]] for i, of in enumerate(signature.values()) if of not in ("constexpr", "fp32")
+    }
+    source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=even)
+    found = triton.compile(source, target=GPUTarget("cuda", card, 32), options=options)
     assert found.asm["cubin"]
+    assert found.metadata.shared <= SHARED_KIB[card] * 1024
     print(name, card, form, flush=True)
 
 
 if __name__ == "__main__":
     for card, forms in CARDS.items():
-        for name in CONSTANTS:
+        for name in (*CONSTANTS, "int8_product"):
             for form in forms if name in RESULTS else ("none",):
                 build(name, card, form)

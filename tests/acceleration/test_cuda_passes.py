@@ -75,6 +75,50 @@ def test_products_that_gain_too_little_stay(
     assert cuda.products_unfit(pipeline, scheme, clock(9.0, 1.0)) == "the weights are in 8 bits already"
 
 
+def test_products_of_sizes_that_the_device_has_not_are_left_alone(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cuda, "has_product", lambda layer: layer.in_features != layer.out_features)
+    asked = clock()  # has no time to give
+    assert cuda.products_unfit(pipeline, "fp8", asked) == "this device has none of their sizes"
+
+
+def test_a_device_that_refuses_products_keeps_its_model(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refusing(*_arguments: object) -> Tensor:
+        raise RuntimeError("row-wise scaling is for other cards\nand much more")
+
+    monkeypatch.setattr(cuda, "TIMED_TOKENS", 32)
+    monkeypatch.setattr(fused, "product", refusing)
+    found = cuda.products_unfit(pipeline, "fp8", clock(1.2, 1.0))
+    assert found == "they fail (RuntimeError: row-wise scaling is for other cards)"
+
+
+def test_the_hosts_launch_is_no_part_of_a_products_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Event:
+        """Of a device that waits 1 ms for the first launch after it was idle."""
+
+        now_ms = 0.0
+
+        def __init__(self, enable_timing: bool) -> None:
+            assert enable_timing
+
+        def record(self) -> None:
+            self.at, Event.now_ms = Event.now_ms, Event.now_ms + 1
+
+        def synchronize(self) -> None:
+            pass
+
+        def elapsed_time(self, other: "Event") -> float:
+            return other.at - self.at
+
+    def work() -> Tensor:
+        Event.now_ms += 2
+        return torch.empty(0)
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    assert cuda.device_seconds(work) == pytest.approx(2e-3, rel=0.06)
+
+
 def test_a_verdict_is_given_once(pipeline: Pipeline) -> None:
     answers = iter(("too slow", None))
     judge = judged_once(lambda _pipeline: next(answers))

@@ -1,9 +1,14 @@
 """The benchmarks run: the code that a GPU machine will execute, at a small size on the CPU."""
 
+import gc
 import json
+import subprocess
 import sys
+import weakref
 from collections.abc import Iterator
+from http.client import RemoteDisconnected
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -54,10 +59,31 @@ def test_gpu_denoise(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_gpu_waterfall(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = gpu_part("waterfall", results, monkeypatch)
     distances = {row["pass"].partition(":")[0]: row["distance of a forward"] for row in rows}
-    assert list(distances) == ["eager, PyTorch's own attention", "attention", "fused kernels", "CUDA graphs",
+    assert list(distances) == ["eager, FlashAttention 2 through PyTorch", "attention", "fused kernels", "CUDA graphs",
                                "int8 products", "fp8 products"]  # fmt: skip
     assert all(distances[row["pass"].partition(":")[0]] < 5e-3 for row in rows if row["lossless"] == "yes")
     assert 1e-3 < distances["int8 products"] < distances["fp8 products"] < 0.05
+
+
+def test_each_rungs_memory_is_free_before_the_next_is_made(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[weakref.ref[torch.nn.Module]] = []
+    fork = Pipeline.fork
+
+    def counted(pipeline: Pipeline, level: str) -> Pipeline:
+        assert [one for one in made if one() is not None] == []
+        forked = fork(pipeline, level)
+        made.append(weakref.ref(forked.transformer))  # which a recorded forward holds in a cycle
+        return forked
+
+    monkeypatch.setattr(gpu, "_forward", lambda *_: torch.ones(1))
+    monkeypatch.setattr(gpu, "denoising", lambda *_: 1.0)
+    gc.disable()
+    try:
+        monkeypatch.setattr(Pipeline, "fork", counted)
+        gpu_part("waterfall", results, monkeypatch)
+    finally:
+        gc.enable()
+    assert len(made) == 6
 
 
 def test_gpu_companions_and_pictures(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -93,6 +119,8 @@ def test_a_part_that_fails_keeps_its_rows_and_fails_the_benchmark(
 ) -> None:
     def broken(_bench: gpu.Bench) -> Iterator[dict[str, Any]]:
         yield {"what": "measured before"}
+        kept = json.loads((results / "gpu-denoise-small.json").read_text())
+        assert kept["rows"] == [{"what": "measured before"}], "a crash would leave nothing"
         raise RuntimeError("out of memory")
 
     monkeypatch.setitem(gpu.ROWS, "denoise", broken)
@@ -101,6 +129,38 @@ def test_a_part_that_fails_keeps_its_rows_and_fails_the_benchmark(
     result = json.loads((results / "gpu-denoise-small.json").read_text())
     assert result["rows"] == [{"what": "measured before"}]
     assert "out of memory" in result["note"]
+
+
+def test_a_part_that_crashes_leaves_the_others_their_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[list[str]] = []
+
+    def crashing(command: list[str], **_: Any) -> subprocess.CompletedProcess[bytes]:
+        started.append(command[command.index("--part") :])
+        return subprocess.CompletedProcess(command, -11 if "denoise" in command else 0)
+
+    monkeypatch.setattr(subprocess, "run", crashing)
+    monkeypatch.setattr(sys, "argv", ["bench.gpu", "--device", "cpu", "--small"])
+    with pytest.raises(SystemExit):
+        gpu.main()
+    assert started == [["--part", part, "--device", "cpu", "--small"] for part in gpu.PARTS]
+
+
+def test_parity_that_hangs_tells_how_far_it_came(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def hanging(command: list[str], timeout: float, **_: Any) -> None:
+        raise subprocess.TimeoutExpired(command, timeout, output=b"far before" + b"." * 4000 + b"test_of_graphs")
+
+    monkeypatch.setattr(subprocess, "run", hanging)
+    assert gpu.parity() == ("not done after 400 s", False)
+    printed = capsys.readouterr().out
+    assert "test_of_graphs" in printed
+    assert "far before" not in printed
+
+
+def test_parity_that_dies_without_a_word_is_no_success(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(subprocess, "run", lambda command, **_: subprocess.CompletedProcess(command, -11, b""))
+    assert gpu.parity() == ("ended with -11", False)
 
 
 def test_a_failed_parity_test_fails_the_benchmark(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -116,6 +176,52 @@ def test_a_part_without_its_packages_says_so(
     monkeypatch.setattr(sys, "argv", ["bench.gpu", "--device", "cpu", "--small", "--part", "http"])
     gpu.main()
     assert "http: not run, no_such_library not installed" in capsys.readouterr().out
+
+
+def test_only_the_server_asks_for_the_servers_packages() -> None:
+    """Machines with a GPU often have PyTorch and no network."""
+    program = """if True:
+        import builtins, sys
+        from bench.gpu import NEEDED_BY_SERVER
+        sys.modules.update(dict.fromkeys(NEEDED_BY_SERVER))
+        import bench.random_engine
+        for name in NEEDED_BY_SERVER:
+            del sys.modules[name]
+        others, asked, plain = {name.partition(".")[0] for name in sys.modules}, set(), builtins.__import__
+        def noting(name, scope=None, *rest):
+            if scope and scope["__name__"].startswith(("bench", "tests", "zturbo")) and not any(rest[2:]):
+                asked.add(name.partition(".")[0])
+            return plain(name, scope, *rest)
+        builtins.__import__ = noting
+        import bench.server, tests.api.server_process, zturbo.api.serve
+        print(sorted(asked - others - sys.stdlib_module_names - {"tests"} - set(NEEDED_BY_SERVER)))
+    """
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("[]\n", "")
+
+
+def server_that_answers(*replies: SimpleNamespace | Exception) -> SimpleNamespace:
+    """Stands in for a server that starts: what its /readyz answers, one after the other."""
+    answers = iter(replies)
+
+    def ask(_method: str, _path: str) -> SimpleNamespace:
+        answer = next(answers)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    return SimpleNamespace(ask=ask, process=SimpleNamespace(poll=lambda: None))
+
+
+def test_a_server_without_its_model_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("time.sleep", lambda _seconds: None)
+    loading = SimpleNamespace(status=503, body=b'{"error": {"message": "the model is being loaded"}}')
+    broken = SimpleNamespace(status=503, body=b'{"error": {"message": "the model could not be loaded: no kernel"}}')
+    gpu._wait_until_ready(
+        server_that_answers(RemoteDisconnected("not yet"), loading, SimpleNamespace(status=200, body=b"{}"))
+    )
+    with pytest.raises(AssertionError, match="could not be loaded: no kernel"):
+        gpu._wait_until_ready(server_that_answers(loading, broken))
 
 
 @pytest.mark.parametrize(
@@ -296,6 +402,15 @@ def test_turns_are_taken() -> None:
     assert [len(taken) for taken in seconds.values()] == [3, 3]
     assert turns.times_as_fast({"a": [1, 2, 4], "b": [3, 4, 16]}, "a", "b") == 3
     assert turns.spread({"a": [2, 1, 4]}, "a") == 4
+
+
+def test_results_go_where_the_environment_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert report.results_folder({}) == Path(report.__file__).parent / "results"
+    commit, folder = report.commit(), report.results_folder({"BENCH_RESULTS": str(tmp_path / "far" / "away")})
+    monkeypatch.setattr(report, "RESULTS", folder)
+    report.publish("some", detect("cpu"), [{"a": 1}], "note")
+    written = json.loads((tmp_path / "far" / "away" / "some.json").read_text())
+    assert (written["rows"], written["conditions"]["commit"]) == ([{"a": 1}], commit)
 
 
 def test_a_number_never_travels_alone() -> None:

@@ -16,8 +16,13 @@ def test_every_shape_has_its_graph_before_the_first_request(tiny_folder: Path) -
     fork = engine.pipeline.fork("none")
     kept = replay(fork.transformer, StandIn())
     sizes = ((64, 64), (96, 64), (1024, 1024), (72, 64))  # one beyond the memory, one that the tokens do not divide
+    refined: list[int] = []
+    fork.transformer.context_refiner[0].register_forward_pre_hook(
+        lambda _block, given: refined.append(given[0].shape[1])
+    )
     assert warm_up(fork, 96 * 64, sizes, (32, 64, 10**6)) == 4
     assert len(kept) == 4
+    assert refined == [32, 64], "a prompt's caption is refined before its first step"
     caption = fork.caption("a cat")
     for _step in fork.denoise(caption, 96, 64, 3, 7):
         assert len(kept) == 4

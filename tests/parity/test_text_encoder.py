@@ -4,6 +4,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.backends import cuda
 from transformers import Qwen3ForCausalLM
 
 from tests import reference
@@ -42,6 +44,26 @@ def test_hidden_states_and_logits(changes: dict[str, int], length: int) -> None:
     expected = theirs(tokens, output_hidden_states=True)
     assert torch.allclose(model.encode(tokens), expected.hidden_states[-2], rtol=1e-5, atol=1e-5)
     assert torch.allclose(model(tokens), expected.logits, rtol=1e-4, atol=1e-4)
+
+
+def kernels_that_may_be_asked() -> tuple[bool, ...]:
+    names = ("cudnn", "flash", "mem_efficient", "math")
+    return tuple(getattr(cuda, f"{name}_sdp_enabled")() for name in names)
+
+
+@pytest.mark.parametrize(("device", "cudnn"), [("cuda", False), ("cpu", True)])
+@torch.no_grad()
+def test_a_prompt_of_a_new_length_waits_for_no_plan_of_cudnn(device: str, cudnn: bool) -> None:
+    model, before = ours(reference.text_encoder()), kernels_that_may_be_asked()
+    found: set[tuple[bool, ...]] = set()
+    for layer in model.model.layers:
+        layer.self_attn.o_proj.register_forward_pre_hook(lambda *_: found.add(kernels_that_may_be_asked()))  # type: ignore[union-attr]
+    with FakeTensorMode():  # shapes and devices alone
+        weights = {name: torch.empty(one.shape, device=device) for name, one in model.named_parameters()}
+        tokens = torch.zeros(1, 9, dtype=torch.int64, device=device)
+        assert torch.func.functional_call(model, weights, tokens).device.type == device
+    assert found == {(cudnn, True, True, True)}
+    assert kernels_that_may_be_asked() == before
 
 
 @torch.no_grad()

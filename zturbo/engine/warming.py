@@ -35,16 +35,23 @@ def warm_up(
         max_pixels: larger sizes are left out.
     """
     drawn = 0
-    dim, limit = pipeline.transformer.config.dim, pipeline.transformer.config.max_caption_tokens
+    captions = [_caption(pipeline, count) for count in slots if count <= pipeline.transformer.config.max_caption_tokens]
     for width, height in sizes:
         if width * height > max_pixels or width % pipeline.pixels_per_token or height % pipeline.pixels_per_token:
             continue
-        for count in (count for count in slots if count <= limit):
-            caption = torch.zeros(1, count, dim, dtype=pipeline.dtype, device=pipeline.device)
+        for caption in captions:
             *_, step = pipeline.denoise(caption, width, height, FORWARDS, seed=0)
             drawn += 1
         pipeline.decode(torch.zeros_like(step.latents))
     return drawn
+
+
+@torch.inference_mode()
+def _caption(pipeline: Pipeline, count: int) -> torch.Tensor:
+    """So many tokens refined as a prompt's are: that has kernels to compile and to choose as well."""
+    width = pipeline.transformer.config.cap_feat_dim
+    text = torch.zeros(1, count, width, dtype=pipeline.dtype, device=pipeline.device)
+    return pipeline.transformer.embed_caption(text)
 
 
 def warm_writer(writer: Writer) -> None:

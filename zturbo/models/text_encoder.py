@@ -8,12 +8,25 @@ Source: Qwen3 Technical Report (arXiv 2505.09388).
 """
 
 import math
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from zturbo.models.configs import TextEncoderConfig
+
+WITHOUT_PLANS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+"""PyTorch's kernels for CUDA but cuDNN's, which it asks first on Hopper."""
+
+
+def attention_kernels(device: torch.device) -> AbstractContextManager[object]:
+    """Which kernels attention may take there: on CUDA none that is planned anew for each exact length of a text.
+
+    Such a plan takes cuDNN 0.02 to 0.4 s, and nearly every prompt has a length of its own.
+    """
+    return sdpa_kernel(WITHOUT_PLANS) if device.type == "cuda" else nullcontext()
 
 
 def rope_tables(
@@ -201,8 +214,9 @@ class Backbone(nn.Module):
         x = self.embed_tokens(input_ids)
         count = input_ids.shape[1]
         cos, sin = rope_tables(self.config, count, x.dtype, x.device) if cache is None else cache.rope(count)
-        for layer in self.layers[:layers]:
-            x = layer(x, cos, sin, cache)
+        with attention_kernels(x.device):
+            for layer in self.layers[:layers]:
+                x = layer(x, cos, sin, cache)
         if cache is not None:
             cache.advance(count)
         return x
