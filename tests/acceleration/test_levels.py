@@ -1,6 +1,7 @@
 """Levels as lists of passes: what is chosen, what is told, and that one engine draws all of them at once."""
 
 import logging
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -81,6 +82,33 @@ def test_a_level_that_continues_a_lower_one_shares_what_that_one_made(engine: En
     ]
     assert torch.allclose(brightness[1], brightness[0] - 1)
     assert torch.allclose(brightness[2], brightness[0] - 2)
+
+
+def test_a_level_that_is_ready_does_not_wait_for_another_that_is_being_made(engine: Engine) -> None:
+    begun, answered, go_on = threading.Event(), threading.Event(), threading.Event()
+
+    def long(_pipeline: Pipeline) -> None:
+        begun.set()
+        assert go_on.wait(60)
+
+    slow = Pass("slow", False, lambda _pipeline: None, long)
+    made = Levels(engine.pipeline, table={"none": (), "regular": (a_pass("one"),), "high": (slow,)})
+    regular = made["regular"]
+    maker = threading.Thread(target=lambda: made["high"])
+    maker.start()
+    assert begun.wait(60)
+
+    def ask() -> None:
+        if made["regular"] is regular:
+            answered.set()
+
+    asker = threading.Thread(target=ask)
+    asker.start()
+    in_time = answered.wait(5)
+    go_on.set()
+    asker.join()
+    maker.join()
+    assert in_time
 
 
 def test_each_request_is_drawn_at_its_own_level_and_told_so(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

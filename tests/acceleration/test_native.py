@@ -15,6 +15,9 @@ from zturbo.acceleration.levels import Levels
 from zturbo.acceleration.native import KINDS, Kind, Unavailable
 from zturbo.acceleration.native_decoder import nativize_decoder
 from zturbo.engine.engine import Engine, LoadOptions
+from zturbo.engine.lanes import Lanes
+from zturbo.engine.pipeline import Pipeline
+from zturbo.engine.plan import DTYPES, values_per_pixel
 from zturbo.models.configs import TransformerConfig, VaeConfig
 from zturbo.models.transformer import Block, ZImageTransformer
 from zturbo.models.vae import Decoder
@@ -147,6 +150,7 @@ def test_working_memory_is_kept_up_to_a_limit(monkeypatch: pytest.MonkeyPatch) -
     nativize_decoder(model, "fp32")
     first = model(small)
     (memory,) = kept
+    assert memory.nbytes == native_decoder.working_bytes(model, 4 * 5)
     assert torch.equal(model(small), first)
     assert kept == [memory]
     model(large)
@@ -295,7 +299,8 @@ def test_a_pass_goes_without_the_one_that_it_follows(tiny_folder: Path) -> None:
     pipeline = Engine.load(str(tiny_folder), LoadOptions(device="cpu", dtype="float32")).pipeline
     high = Levels(pipeline, spare_bytes=cpu.integer_down_bytes(pipeline) + 1)["high"]
     assert "integer products" in high.left_out
-    assert high.left_out["8-bit down projections"] == "there are no integer products"
+    assert high.left_out["8-bit down projections"] == "only with integer products"
+    assert high.left_out["integer decoder"] == "only with native decoder"
 
 
 def test_forwards_leave_pytorch_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -331,6 +336,29 @@ def test_a_model_that_does_not_fit_twice_is_told(tiny_folder: Path) -> None:
         for name, buffer in Levels(pipeline, 2**30)["none"].pipeline.transformer.named_buffers()
         if name.endswith("panels")
     )
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@pytest.mark.parametrize("tile", [None, 64])
+def test_the_largest_picture_fits_in_what_the_plan_and_the_decoder_count(
+    nano: Pipeline, monkeypatch: pytest.MonkeyPatch, dtype: str, tile: int | None
+) -> None:
+    """On every lane: a decoding that rests for another request keeps its memory."""
+    monkeypatch.setattr(nano, "vae_dtype", DTYPES[dtype])
+    monkeypatch.setattr(nano, "tile", tile)
+    monkeypatch.setattr(nano, "lanes", Lanes(3))
+    decoder, config = nano.vae.decoder, nano.vae.config
+    side = tile or 2048 // config.factor
+    planned = (side * config.factor) ** 2 * values_per_pixel(config) * DTYPES[dtype].itemsize
+    weights = native_decoder.values(decoder) * native.STORAGE[cpu.exact_kind(DTYPES[dtype])].itemsize
+    beyond = native_decoder.working_bytes(decoder, side**2) - planned
+    assert (beyond > 0) is (dtype == "bfloat16")
+    assert cpu.decoder_bytes(nano) == weights + 3 * max(0, beyond)
+
+
+@pytest.fixture(scope="module")
+def nano() -> Pipeline:
+    return Engine.load("nano", LoadOptions(device="cpu")).pipeline
 
 
 def test_without_a_build_the_reason_is_told(tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -378,6 +406,31 @@ def test_no_compiler_a_failing_one_and_another_processor_are_told(
     finally:
         monkeypatch.undo()
         native.target.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("script", "reason"), [("no program", "Exec format error"), ("#!/bin/sh\nexec sleep 60\n", "timed out")]
+)
+def test_a_compiler_that_cannot_be_run_leaves_only_the_kernels_out(
+    script: str, reason: str, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = tmp_path / "cc"
+    program.write_text(script)
+    program.chmod(0o755)
+    monkeypatch.setenv("CC", str(program))
+    monkeypatch.setattr(native, "VERSION_TIMEOUT_S", 0.1)
+    caches = (native.target, native.library)
+    try:
+        for one in caches:
+            one.cache_clear()
+        engine = Engine.load(str(tiny_folder), LoadOptions(device="cpu", dtype="float32", build=True))
+        left_out = engine.levels["none"].left_out
+        assert left_out["native blocks"].startswith("the compiler fails: ")
+        assert reason in left_out["native blocks"]
+    finally:
+        monkeypatch.undo()
+        for one in caches:
+            one.cache_clear()
 
 
 def test_kernels_that_compute_something_else_are_left_out(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

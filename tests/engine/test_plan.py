@@ -1,6 +1,7 @@
 """Which plan runs the published 6B on which machine."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -53,6 +54,38 @@ def summary(machine: Machine) -> tuple[str, str | None, str]:
 )
 def test_the_published_model_fits(machine: Machine, expected: tuple[str, str | None, str]) -> None:
     assert summary(machine) == expected
+
+
+TABLE = {
+    "80 GiB card": card(80, (9, 0)),
+    "24 GiB card": card(24),
+    "16 GiB card": card(16),
+    "12 GiB card": card(12),
+    "11 GiB card without bf16": card(11, TURING),
+    "8 GiB card": card(8, AMPERE),
+    "CPU, 32 GiB": processor(32),
+    "CPU, 24 GiB": processor(24),
+    "CPU, 16 GiB": processor(16),
+}
+
+
+def test_the_documented_table_holds_the_plans_figures() -> None:
+    guide = Path(__file__).parents[2] / "docs" / "concepts" / "memory.md"
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in guide.read_text("utf-8").splitlines()]
+    told = {row[0]: row[2:] for row in rows if row and row[0] in TABLE}
+    assert told.keys() == TABLE.keys()
+    for name, (needs, host) in told.items():
+        plan = choose_plan(TABLE[name], SIZE)
+        assert needs.startswith(f"{plan.device_bytes / GIB:.1f} GiB"), name
+        assert host == (f"{plan.host_bytes / GIB:.1f} GiB" if plan.host_bytes else ""), name
+
+
+@pytest.mark.parametrize(("machine", "width"), [(card(16), 2), (card(11, TURING), 4)], ids=["bf16", "fp32"])
+def test_streamed_layers_count_as_the_powers_of_two_that_pinned_memory_comes_in(machine: Machine, width: int) -> None:
+    layers, power = 36, 2**27  # Qwen3-4B has 36 layers
+    assert power / 2 < SIZE.text_layer < power
+    rest = (SIZE.text_encoder - layers * SIZE.text_layer) * width
+    assert choose_plan(machine, SIZE).host_bytes == layers * width * power + rest
 
 
 def test_a_small_card_draws_smaller_pictures() -> None:

@@ -4,6 +4,7 @@ import hashlib
 import json
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -191,6 +192,22 @@ def test_another_run_continues_where_the_first_gave_up(server: Hub, tmp_path: Pa
     assert (folder / "transformer" / "model.safetensors").read_bytes() == WEIGHTS
     assert server.begun_at["transformer/model.safetensors"] == [1000]
     assert not list(tmp_path.rglob("*.zturbo-part"))
+
+
+@pytest.mark.usefixtures("no_waiting")
+def test_what_another_run_brought_meanwhile_is_not_downloaded_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    blob = tmp_path / "blob"
+
+    @contextmanager
+    def lock_that_another_run_had(_path: Path) -> Iterator[None]:
+        blob.write_bytes(WEIGHTS)
+        yield
+
+    monkeypatch.setattr("huggingface_hub.utils.WeakFileLock", lock_that_another_run_had)
+    transfer.download("http://127.0.0.1:9/nobody-is-asked", blob, len(WEIGHTS), "weights")
+    assert [path.name for path in tmp_path.iterdir()] == ["blob"]
 
 
 @pytest.mark.usefixtures("no_waiting")

@@ -25,6 +25,7 @@ from zturbo.acceleration.native import (
 from zturbo.acceleration.quantize import QuantizedLinear
 from zturbo.acceleration.verdicts import judged_once
 from zturbo.engine.pipeline import Pipeline
+from zturbo.engine.plan import LARGEST_PICTURE, values_per_pixel
 from zturbo.engine.sampling import guessed_steps
 from zturbo.models.attention import round_up
 from zturbo.models.transformer import (
@@ -305,19 +306,27 @@ def _judge(found: Tensor, expected: Tensor, kind: Kind, dtype: torch.dtype) -> s
 
 def native_bytes(pipeline: Pipeline) -> int:
     """Memory of the packed weights of all blocks, beside the ones of the working dtype."""
-    return _block_values(pipeline) * native.STORAGE[exact_kind(pipeline.dtype)].itemsize + _end_bytes(pipeline)
+    kind = exact_kind(pipeline.dtype)
+    return _packed_bytes(pipeline, kind, kind)
 
 
 def decoder_bytes(pipeline: Pipeline) -> int:
-    """The same of the decoder."""
-    return native_decoder.values(pipeline.vae.decoder) * native.STORAGE[exact_kind(pipeline.vae_dtype)].itemsize
+    """The same of the decoder, and what decoding takes on all lanes beyond the plan, which counts the VAE's dtype."""
+    size = native.STORAGE[exact_kind(pipeline.vae_dtype)].itemsize
+    return native_decoder.values(pipeline.vae.decoder) * size + pipeline.lanes.count * _beyond_plan(pipeline)
+
+
+def _beyond_plan(pipeline: Pipeline) -> int:
+    """Bytes of the largest decoding's working memory that the plan does not count."""
+    factor = pipeline.vae.config.factor
+    latents = pipeline.tile**2 if pipeline.tile else LARGEST_PICTURE // factor**2
+    planned = latents * factor**2 * values_per_pixel(pipeline.vae.config) * pipeline.vae_dtype.itemsize
+    return max(0, native_decoder.working_bytes(pipeline.vae.decoder, latents) - planned)
 
 
 def integer_bytes(pipeline: Pipeline) -> int:
     """The same of the blocks in integers."""
-    down, size = _down_values(pipeline), native.STORAGE[integer_kind()].itemsize
-    exact = native.STORAGE[down_kind(pipeline.dtype)].itemsize
-    return (_block_values(pipeline) - down) * size + down * exact + _end_bytes(pipeline)
+    return _packed_bytes(pipeline, integer_kind(), down_kind(pipeline.dtype))
 
 
 def integer_down_bytes(pipeline: Pipeline) -> int:
@@ -326,14 +335,16 @@ def integer_down_bytes(pipeline: Pipeline) -> int:
 
 
 def integer_decoder_bytes(pipeline: Pipeline) -> int:
-    """The same of the decoder in integers."""
+    """The same of the decoder in integers, which works in the memory of the exact one."""
     return native_decoder.values(pipeline.vae.decoder) * native.STORAGE[integer_kind()].itemsize
 
 
-def _end_bytes(pipeline: Pipeline) -> int:
-    """Of the first and the last product."""
-    config = pipeline.transformer.config
-    return 2 * 4 * config.dim * native.round_up(config.patch_dim)
+def _packed_bytes(pipeline: Pipeline, kind: Kind, down: Kind) -> int:
+    """Of the blocks' products of a kind, their down projections of another, and the first and the last product."""
+    config, down_values = pipeline.transformer.config, _down_values(pipeline)
+    others = (_block_values(pipeline) - down_values) * native.STORAGE[kind].itemsize
+    ends = 2 * 4 * config.dim * native.round_up(config.patch_dim)
+    return others + down_values * native.STORAGE[down].itemsize + ends
 
 
 def _block_values(pipeline: Pipeline) -> int:

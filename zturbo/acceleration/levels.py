@@ -34,10 +34,10 @@ class Pass:
         lossless: the picture stays equal but for the rounding of the working dtype.
         unfit: why this device or this model does without the pass; None where it pays.
         apply: changes a fork.
-        bytes_needed: device memory that `apply` takes beside the weights.
+        bytes_needed: device memory that it takes beside the weights, and while drawing beyond what the plan counts.
         build: compiles what `unfit` then looks for; may take minutes the first time, and nothing afterwards.
         devices: where it is offered at all; elsewhere it is not even mentioned.
-        follows: the pass that it changes; where a level does without that one, it does without this one.
+        follows: the pass that it changes, whose memory it uses; a level without that one does without this one.
     """
 
     name: str
@@ -69,6 +69,7 @@ INTEGER_DECODER = Pass(
     cpu.integer_decoder_bytes,
     native.build,
     CPU,
+    DECODER,
 )
 INTEGER_DOWN = Pass(
     "8-bit down projections",
@@ -140,6 +141,8 @@ class Levels:
         self._lock = threading.RLock()
 
     def __getitem__(self, name: str) -> Level:
+        if name in self._made:  # without the lock: another level that is being made holds it for seconds
+            return self._made[name]
         with self._lock:
             if name not in self._made:
                 self._made[name] = self._make(name)
@@ -159,7 +162,7 @@ class Levels:
             needed = 0 if shared else one.bytes_needed(self._pipeline)
             reason = one.unfit(self._pipeline)
             if one.follows is not None and one.follows not in chosen:
-                reason = f"there are no {one.follows.name}"
+                reason = f"only with {one.follows.name}"
             if reason is None and needed > spare_bytes:
                 reason = f"it needs {needed / GIB:.1f} GiB, {max(0, spare_bytes) / GIB:.1f} GiB are left"
             if reason is None:

@@ -32,7 +32,7 @@ SOURCE = Path(__file__).with_name("kernels.c")
 FLAGS = ("-O3", "-march=native", "-ffp-contract=fast", "-fPIC", "-shared", "-pthread")
 FEATURES = ("avx2", "fma", "avx512f", "avx512bw", "avx512_bf16", "avx512_vnni", "amx_tile", "amx_bf16", "amx_int8")
 """What the kernels make use of, as Linux spells it."""
-BUILD_TIMEOUT_S = 300
+VERSION_TIMEOUT_S, BUILD_TIMEOUT_S = 30, 300
 PANEL = 16
 """Columns of a panel of weights; also what widths are rounded up to."""
 PASS = 2048
@@ -85,15 +85,29 @@ def target() -> Path:
     """The file of this machine's build.
 
     Raises:
-        Unavailable: no such processor, or no compiler to name the build by.
+        Unavailable: no such processor, or no compiler that runs, to name the build by.
     """
     _refuse_other_processors()
     program = compiler()
     if program is None:
         raise Unavailable("there is no C compiler (cc)")
-    version = subprocess.run([program, "--version"], capture_output=True, text=True, timeout=30, check=False).stdout
+    version = _run(program, "--version", timeout_s=VERSION_TIMEOUT_S).stdout
     parts = (SOURCE.read_text("utf-8"), " ".join(FLAGS), version, " ".join(sorted(features())), _model())
     return folder() / f"kernels-{hashlib.sha256('|'.join(parts).encode()).hexdigest()[:20]}.so"
+
+
+def _run(program: str, *arguments: str, timeout_s: float) -> "subprocess.CompletedProcess[str]":
+    """The compiler's own verdict and words.
+
+    Raises:
+        Unavailable: it cannot be run, or does not end.
+    """
+    try:
+        return subprocess.run(
+            [program, *arguments], capture_output=True, text=True, errors="replace", timeout=timeout_s, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise Unavailable(f"the compiler fails: {error}") from error
 
 
 def _model() -> str:
@@ -117,11 +131,7 @@ def build() -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
         made = Path(scratch) / path.name
-        command = [program, *FLAGS, str(SOURCE), "-o", str(made), "-lm"]
-        try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=BUILD_TIMEOUT_S, check=False)
-        except (OSError, subprocess.TimeoutExpired) as error:
-            raise Unavailable(f"the compiler fails: {error}") from error
+        done = _run(program, *FLAGS, str(SOURCE), "-o", str(made), "-lm", timeout_s=BUILD_TIMEOUT_S)
         if done.returncode:
             raise Unavailable(f"the compiler fails: {(done.stderr.strip().splitlines() or ['no message'])[0][:120]}")
         made.replace(path)

@@ -36,6 +36,8 @@ MOST_KEPT = 256 << 20
 """Bytes of working memory that are kept for the next picture: enough for 1024x1024 by nano."""
 _kept: list[Tensor] = []
 """Working memory of earlier pictures; a picture takes a piece out, so that two side by side have their own."""
+ROOMS = 3
+"""Layers whose values lie in memory at a time: what a resnet reads, what is between its convolutions, its result."""
 NEIGHBOURS = 4
 """Pixels that the last convolution, to three channels, computes at once, where sizes are multiples of them."""
 
@@ -153,7 +155,7 @@ class NativeDecoder(Decoder):
     def forward(self, latents: Tensor) -> Tensor:
         """(B,C,h,w) -> (B,3,h*f,w*f) in the latents' dtype; memory as (B, h*f, w*f, 3)."""
         with native.only_kernels():
-            memory = _memory(3 * self._largest(latents))
+            memory = _memory(ROOMS * _largest(self, latents.shape[2] * latents.shape[3]))
             pictures = [
                 self._picture(one.float().permute(1, 2, 0).contiguous(), memory).to(latents.dtype, copy=True)
                 for one in latents
@@ -164,8 +166,8 @@ class NativeDecoder(Decoder):
             return images.permute(0, 3, 1, 2)
 
     def _picture(self, latents: Tensor, memory: Tensor) -> Tensor:
-        """(h, w, C) -> (h*f, w*f, 3), which lies in `memory`: three pieces of it go round."""
-        rooms = list(memory.view(3, -1))
+        """(h, w, C) -> (h*f, w*f, 3), which lies in `memory`: its pieces go round."""
+        rooms = list(memory.view(ROOMS, -1))
         x = self._convolution("conv_in").run(Pixels(latents, None), room=rooms[0])
         x = self._resnet("mid_block.resnets.0", x, rooms)
         for attention in cast(list[Attention], self.mid_block.attentions):
@@ -178,17 +180,6 @@ class NativeDecoder(Decoder):
                 x = self._convolution(f"up_blocks.{index}.upsamplers.0.conv").run(x, room=_free(rooms, x)[0])
         return self._convolution("conv_out").run(x, self.conv_norm_out, room=_free(rooms, x)[0]).values
 
-    def _largest(self, latents: Tensor) -> int:
-        """Values of the largest layer of latents (B,C,h,w), in whole cache lines."""
-        size, largest = latents.shape[2] * latents.shape[3], 0
-        for block in cast(list[UpBlock], self.up_blocks):
-            channels = max(max(one.conv1.in_channels, one.conv1.out_channels) for one in _resnets(block))
-            largest = max(largest, size * channels)
-            if len(block.upsamplers):
-                size *= 4
-                largest = max(largest, size * _resnets(block)[-1].conv1.out_channels)
-        return round_up(largest)
-
     def _convolution(self, name: str) -> Convolution:
         return cast(Convolution, self.native[name.replace(".", ":")])
 
@@ -200,6 +191,23 @@ class NativeDecoder(Decoder):
             return last.run(hidden, resnet.norm2, before=x.values, room=x.values.view(-1))
         shortcut = cast(Shortcut, self.native[f"{name}.conv_shortcut".replace(".", ":")])
         return last.run(hidden, resnet.norm2, source=(x.values, shortcut), room=second)
+
+
+def working_bytes(decoder: Decoder, latents: int) -> int:
+    """Memory in which a picture of so many latents is decoded; values are fp32 whatever the weights are."""
+    return ROOMS * _largest(decoder, latents) * 4
+
+
+def _largest(decoder: Decoder, size: int) -> int:
+    """Values of the largest layer of so many latents, in whole cache lines."""
+    largest = 0
+    for block in cast(list[UpBlock], decoder.up_blocks):
+        channels = max(max(one.conv1.in_channels, one.conv1.out_channels) for one in _resnets(block))
+        largest = max(largest, size * channels)
+        if len(block.upsamplers):
+            size *= 4
+            largest = max(largest, size * _resnets(block)[-1].conv1.out_channels)
+    return round_up(largest)
 
 
 def _memory(count: int) -> Tensor:

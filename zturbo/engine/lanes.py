@@ -1,8 +1,9 @@
 """How many pictures are under way side by side, how many of them are computed at once, and with how many threads each.
 
 Eager networks leave half of a processor idle: their products are too short for two threads to share them well. Two
-pictures with one thread each use all of it. The native kernels do share well, so there a few threads draw one picture,
-and a further lane lets a shorter request go before it at once: the longer one rests where it next takes breath.
+pictures with one thread each use all of it. The native kernels share well, and have one pool of threads, so there one
+picture has all of them, and a further lane lets a shorter request go before it at once: the longer one rests where it
+next takes breath.
 
 A picture must not depend on the company it is drawn in, so a part of the work runs on fewer threads only where its
 bytes are proven not to change by it: the first time that would happen for a shape, it is computed both ways and
@@ -21,8 +22,6 @@ log = logging.getLogger("zturbo")
 
 MOST_LANES = 4
 """More would wait for each other at the interpreter's lock."""
-THREADS_OF_A_PICTURE = 4
-"""As many as the native kernels are thought to keep busy with a picture of nano's; two of them are measured to be."""
 
 
 def lane_count(device: str, threads: int, free_bytes: int, needed_bytes: int) -> int:
@@ -37,9 +36,14 @@ def lane_count(device: str, threads: int, free_bytes: int, needed_bytes: int) ->
     return max(1, min(threads, MOST_LANES, free_bytes // needed_bytes)) if device == "cpu" else 1
 
 
-def abreast(lanes: int, threads: int, native: bool) -> int:
-    """How many of the pictures under way are computed at once; `native`: by kernels that share the threads well."""
-    return max(1, min(lanes - 1, threads // THREADS_OF_A_PICTURE)) if native else lanes
+def abreast(lanes: int, native: bool) -> int:
+    """How many of the pictures under way are computed at once.
+
+    Args:
+        lanes: pictures under way.
+        native: by the native kernels, whose threads serve one caller; a second one would compute alone beside them.
+    """
+    return 1 if native else lanes
 
 
 class Lanes:

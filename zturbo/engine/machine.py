@@ -12,6 +12,8 @@ from zturbo.errors import DeviceError
 
 DeviceKind = Literal["cuda", "mps", "cpu"]
 DEVICES: tuple[DeviceKind, ...] = ("cuda", "mps", "cpu")
+CONTROL_GROUPS = Path("/sys/fs/cgroup")
+OWN_GROUP = Path("/proc/self/cgroup")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,17 +49,34 @@ def host_memory() -> tuple[int, int]:
             free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
     except (OSError, StopIteration, ValueError):
         free = total * 3 // 4  # macOS reports no such figure; leave a quarter to the system
-    return total, min(free, _control_group_free(total))
+    return total, min(free, control_group_free(total))
 
 
-def _control_group_free(total: int) -> int:
-    """What is left of the memory limit of the container this process runs in, or `total` where there is none."""
-    group = Path("/sys/fs/cgroup")
+def control_group_free(total: int, mount: Path = CONTROL_GROUPS, membership: Path = OWN_GROUP) -> int:
+    """Bytes that the control groups around this process (its container, its service) leave it, `total` at most.
+
+    Args:
+        total: bytes of the whole host.
+        mount: of the hierarchy, version 2 (Linux, `Documentation/admin-guide/cgroup-v2.rst`).
+        membership: the file that names this process's group, as `0::/path`.
+    """
     try:
-        limit, used = ((group / name).read_text("ascii").strip() for name in ("memory.max", "memory.current"))
-    except OSError:
+        lines = membership.read_text("utf-8").splitlines()
+    except (OSError, ValueError):
+        lines = []
+    own = mount / next((line.removeprefix("0::/") for line in lines if line.startswith("0::/")), "")
+    return min(_left(group, total) for group in (own, *own.parents) if group.is_relative_to(mount))
+
+
+def _left(group: Path, total: int) -> int:
+    """Bytes left of a group's limit, `total` at most; cached files count as free, because the kernel drops them."""
+    try:
+        limit, used, state = ((group / f"memory.{name}").read_text("ascii") for name in ("max", "current", "stat"))
+        parts = dict(line.split() for line in state.splitlines())
+        cached = int(parts["inactive_file"]) + int(parts["active_file"])
+        return min(total, max(0, int(limit) - int(used) + cached))
+    except (OSError, ValueError, KeyError):  # without a limit it reads "max"
         return total
-    return max(0, int(limit) - int(used)) if limit.isdigit() and used.isdigit() else total
 
 
 def detect(device: str = "auto") -> Machine:

@@ -39,7 +39,7 @@ def _visit(layer: nn.Module, device: torch.device) -> None:
             parameter.data = at_home
 
     layer.register_forward_pre_hook(arrive)
-    layer.register_forward_hook(leave)
+    layer.register_forward_hook(leave, always_call=True)  # where memory runs out, it must not keep the copy as well
 
 
 def _one_buffer(layer: nn.Module, pinned: bool) -> Tensor:

@@ -48,6 +48,7 @@ class ModelSize:
     text_encoder: int
     text_encoder_wide: int
     text_layer: int
+    text_layers: int
     vae_decoder: int
     pixels_per_token: int
     values_per_token: int
@@ -68,13 +69,19 @@ class ModelSize:
             text_encoder=_count(text),
             text_encoder_wide=_count_layers(text, TEXT_ENCODER_LAYERS),
             text_layer=_count(text.model.layers[0]),
+            text_layers=len(text.model.layers),
             vae_decoder=_count(decoder),
             pixels_per_token=(vae.factor * transformer.patch_size) ** 2,
             values_per_token=4 * transformer.dim + 3 * max(transformer.dim, transformer.hidden_dim),
             widest_product=2 * transformer.hidden_dim,
             heads=transformer.n_heads,
-            values_per_pixel=4 * max(vae.block_out_channels[:2]),
+            values_per_pixel=values_per_pixel(vae),
         )
+
+
+def values_per_pixel(vae: VaeConfig) -> int:
+    """`ModelSize.values_per_pixel` of a VAE."""
+    return 4 * max(vae.block_out_channels[:2])
 
 
 def _count(module: nn.Module) -> int:
@@ -223,10 +230,17 @@ def _plan(
         max_pixels=max_pixels,
         attention=attention_reason(machine),
         device_bytes=transformer + on_device + size.vae_decoder * side_width + max(forward, decode),
-        host_bytes=text if placement == "streamed" else 0,
+        host_bytes=_streamed_bytes(size, side_width) if placement == "streamed" else 0,
     )
 
 
 def _bytes(parameters: int, quantized: int, width: int) -> int:
     """Bytes of weights of which some are quantized to one byte each."""
     return quantized + (parameters - quantized) * width
+
+
+def _streamed_bytes(size: ModelSize, width: int) -> int:
+    """Host memory of a text encoder that is streamed: each layer lies in a pinned block, a power of two (`offload`)."""
+    layer = size.text_layer * width
+    block = 1 << (layer - 1).bit_length()
+    return size.text_layers * block + (size.text_encoder - size.text_layers * size.text_layer) * width

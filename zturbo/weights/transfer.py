@@ -29,6 +29,8 @@ def download(url: str, blob: Path, size_bytes: int, label: str) -> None:
     blob.parent.mkdir(parents=True, exist_ok=True)
     part = blob.with_name(f"{blob.name}.zturbo-part")
     with WeakFileLock(part.with_name(f"{part.name}.lock")):
+        if blob.exists():  # another run brought it while this one waited
+            return
         if _size(part) > size_bytes:
             part.unlink()
         _complete(url, part, size_bytes, label)
