@@ -481,6 +481,9 @@ class _Events:
         except TimeoutError:
             raise DeadlinePassed(f"the request was not done within {self._timeout_s:g} s") from None
         if isinstance(event, BaseException):
-            raise event
+            try:
+                raise event
+            finally:
+                del event  # with the frame it is in, it would be a circle that holds what the engine's frames held
         assert isinstance(event, Progress)
         return event

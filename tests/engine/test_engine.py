@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from tests import reference
-from zturbo.engine.engine import Engine, LoadOptions, preview_steps
+from zturbo.engine.engine import Engine, LoadOptions
 from zturbo.engine.offload import stream_layers
-from zturbo.engine.progress import Picture, Progress
+from zturbo.engine.progress import Picture, Progress, preview_steps
 from zturbo.errors import Cancelled, DoesNotFit, InvalidInput, WeightsError, WeightsNotFound, ZTurboError
 from zturbo.params import GenerationParams
 

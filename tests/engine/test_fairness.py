@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -89,6 +90,48 @@ def test_a_greedy_owner_delays_nobody_but_itself() -> None:
     modest = [Job(100 + number, 50, 8, "modest") for number in range(10)]
     ends = run([*jobs[:100], *modest])
     assert max(ends[job.number] for job in modest) <= 50 + 2 * 80 + 8
+
+
+STRIDE = 16
+"""A step of 2048x2048, in steps of 512x512."""
+
+
+def test_what_a_short_job_does_not_need_is_the_others() -> None:
+    """Between the long steps of one owner, short jobs of another: the long job gets ahead by what they leave."""
+    order, left = FairOrder(), 32 * STRIDE
+    order.join("long", "a", left)
+    for number in range(26):
+        order.join(number, "b", 1)
+        assert order.rank(number) < order.rank("long")
+        order.work(1)
+        order.end(number)
+        order.work(STRIDE)
+        left -= STRIDE
+        assert order.rank("long") == pytest.approx(left)
+
+
+def test_short_jobs_beside_a_long_one_leave_nothing_behind() -> None:
+    order = FairOrder()
+    order.join("long", "a", 1e9)
+    for number in range(100):
+        order.join(number, "b", 1)
+        order.work(1)
+        order.end(number)
+        order.work(STRIDE)
+    assert len(order._claims) <= 2
+
+
+@given(st.lists(st.tuples(st.sampled_from("abc"), st.integers(1, 40), st.integers(1, 20)), min_size=1, max_size=10))
+def test_the_imagined_engine_does_as_much_as_the_true_one(strides: list[tuple[str, int, int]]) -> None:
+    order = FairOrder()
+    for job, (owner, cost, _) in enumerate(strides):
+        order.join(job, owner, cost)
+    given_out = 0
+    for _, _, done in strides:
+        order.work(done)
+        given_out += done
+        left = sum(claim.left for claim in order._claims.values())
+        assert left == pytest.approx(max(0, sum(cost for _, cost, _ in strides) - given_out), abs=1e-3)
 
 
 def test_what_is_given_up_takes_no_share() -> None:

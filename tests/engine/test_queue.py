@@ -1,18 +1,21 @@
 """Admission: limits, order, ends, and honest times to come back."""
 
+import gc
 import random
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from queue import SimpleQueue
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from zturbo.engine.breath import breathe
-from zturbo.engine.progress import Progress
+from zturbo.engine.progress import Picture, Progress
 from zturbo.engine.queue import ENDED, AdmissionQueue, Ticket
 from zturbo.engine.worker import Worker
 from zturbo.errors import Busy, Cancelled
@@ -85,6 +88,33 @@ def test_the_time_to_come_back_is_when_the_next_ticket_ends() -> None:
         admit(queue)
     assert caught.value.retry_after_s == 2 * large.cost * 3 // 4 // small.cost
     waiting.cancel()
+
+
+def test_who_comes_back_need_not_wait_for_what_was_cancelled() -> None:
+    queue = opened(1)
+    small = admit(queue)
+    queue.take()
+    queue.end(small, "done", seconds=2.0)
+    large = admit(queue, size="1024x1024", steps=8, num_images=4)
+    assert queue.take() is large
+    admit(queue, size="1024x1024", steps=8, num_images=4)
+    large.cancel()
+    with pytest.raises(Busy) as caught:
+        admit(queue)
+    assert caught.value.retry_after_s == 1
+
+
+def test_previews_count_as_the_decodings_they_are() -> None:
+    queue = opened()
+    plain = queue.admit(request(steps=8), lambda _event: None)
+    shown = queue.admit(request(steps=8), lambda _event: None, previews=3)
+    assert (plain.cost, shown.cost) == (512 * 512 * 9, 512 * 512 * 12), "a decoding is taken for a step at first"
+    preview = Picture(np.zeros((1, 1, 3), np.uint8), 7).pixels
+    for step, seen, steps in ((2, None, 2), (2, preview, 3), (3, None, 4), (4, preview, 6), (8, None, 11)):
+        shown.reached(Progress("denoise", 0, 1, step, 8, seen))
+        assert shown.drawn == 512 * 512 * steps
+    shown.reached(Progress("drawn", 0, 1, 8, 8))
+    assert shown.drawn == shown.cost
 
 
 def test_a_ticket_that_waits_is_told_its_place_until_it_begins() -> None:
@@ -296,6 +326,39 @@ class Instant:
                 raise Cancelled("cancelled")
             yield Progress("denoise", 0, 1, step, params.steps)
         yield Progress("done", 0, 1, params.steps, params.steps)
+
+
+class Filling:
+    """An engine that runs out of memory with much of it in hand."""
+
+    lanes = abreast = 1
+
+    def __init__(self) -> None:
+        self.held: list[weakref.ref[threading.Event]] = []
+
+    def draw(self, params: GenerationParams, cancelled: Any = lambda: False, previews: int = 0) -> Any:
+        yield Progress("encode", 0, 1, 0, params.steps)
+        if params.prompt == "too large":
+            activations = threading.Event()  # stands for tensors: something that can be watched
+            self.held.append(weakref.ref(activations))
+            raise MemoryError(f"no room beside {activations}")
+        yield Progress("done", 0, 1, params.steps, params.steps)
+
+
+def test_what_a_failed_request_held_is_free_before_the_next() -> None:
+    engine = Filling()
+    worker, events = Worker(AdmissionQueue(8), lambda: engine), list[Any]()
+    worker.engine = engine
+    worker.queue.open()
+    worker.queue.admit(request(prompt="too large"), events.append)
+    worker.queue.drain()
+    gc.disable()
+    try:
+        worker._lane()
+        assert isinstance(events[-1], MemoryError)
+        assert engine.held[0]() is None
+    finally:
+        gc.enable()
 
 
 def test_the_worker_draws_warms_up_and_survives_a_failure() -> None:

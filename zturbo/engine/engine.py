@@ -32,7 +32,7 @@ from zturbo.engine.machine import Machine, detect
 from zturbo.engine.offload import stream_layers
 from zturbo.engine.pipeline import Pipeline
 from zturbo.engine.plan import DTYPES, GIB, HEADROOM, ModelSize, Plan, Wish, choose_plan
-from zturbo.engine.progress import Picture, Progress
+from zturbo.engine.progress import Picture, Progress, preview_steps
 from zturbo.engine.tokenizer import PromptTokenizer
 from zturbo.engine.warming import keep_compiled, warm_up, warm_writer
 from zturbo.engine.writing import Writer, open_writer
@@ -146,7 +146,7 @@ class Engine:
         levels = Levels(pipeline, spare)
         level = levels[options.acceleration]  # its first request shall not wait for it
         native = isinstance(level.pipeline.transformer, NativeTransformer)
-        pipeline.lanes.abreast = abreast(pipeline.lanes.count, pipeline.lanes.threads, native)
+        pipeline.lanes.abreast = abreast(pipeline.lanes.count, native)
         return cls(pipeline, info, machine, plan, levels, writer)
 
     @classmethod
@@ -217,9 +217,9 @@ class Engine:
                 step = work.do("denoise", next, walk)
                 yield Progress("denoise", image, images, step.index, steps)
                 if step.index in shown:
-                    preview = work.do("denoise", pipeline.decode, step.clean_latents())
+                    preview = work.do("decode", pipeline.decode, step.clean_latents())
                     yield Progress("denoise", image, images, step.index, steps, preview)
-            _check_finite(step.latents, self.plan.dtype)
+            work.do("denoise", _check_finite, step.latents, self.plan.dtype)  # it waits for the last step
             yield Progress("decode", image, images, steps, steps)
             pictures.append(Picture(work.do("decode", pipeline.decode, step.latents), seed))
             yield Progress("drawn", image, images, steps, steps, None, (pictures[-1],), expansion=expansion)
@@ -335,12 +335,6 @@ def _lanes(machine: Machine, plan: Plan) -> Lanes:
 def _budget(machine: Machine) -> int:
     """Bytes of the device's memory that may be used."""
     return int(machine.device_free * HEADROOM[machine.device])
-
-
-def preview_steps(steps: int, previews: int) -> frozenset[int]:
-    """The steps (from 1) that carry a preview: at most `previews` of them, evenly spread, never the last."""
-    count = min(previews, steps - 1)
-    return frozenset(round(steps * (i + 1) / (count + 1)) for i in range(count))
 
 
 def complete(checkpoint: Checkpoint) -> Checkpoint:

@@ -10,6 +10,9 @@ from collections import Counter
 from collections.abc import Hashable
 from dataclasses import dataclass
 
+ROUNDING = 1e-6
+"""Of the unit of work: what is left of a claim by the arithmetic alone."""
+
 
 @dataclass(slots=True)
 class _Claim:
@@ -34,13 +37,25 @@ class FairOrder:
             self._sharers[owner] += 1
 
     def work(self, done: float) -> None:
-        """The engine has done some work; the imagined one did as much, for all at once."""
-        shares = {owner: done / len(self._sharers) / jobs for owner, jobs in self._sharers.items()}
+        """The engine has done some work; the imagined one did as much, for all at once.
+
+        It goes from one job's end to the next: what a job no longer needs is the others'.
+        """
+        while done > 0 and self._sharers:
+            until_due = min(self.rank(job) for job, claim in self._claims.items() if claim.left > 0)
+            stretch = min(done, len(self._sharers) * until_due)
+            done -= stretch
+            self._share(stretch)
+
+    def _share(self, work: float) -> None:
+        """Some work for all at once, of which nobody needs less than its share."""
+        shares = {owner: work / len(self._sharers) / jobs for owner, jobs in self._sharers.items()}
         due = []
         for job, claim in self._claims.items():
             if claim.left > 0:
                 claim.left -= shares[claim.owner]
-                if claim.left <= 0:
+                if claim.left <= ROUNDING:
+                    claim.left = 0.0
                     due.append(job)
         for job in due:
             self._leave_share(job)

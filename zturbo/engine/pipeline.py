@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from zturbo.engine.lanes import Lanes
+from zturbo.engine.pace import Pace
 from zturbo.engine.sampling import Step, denoise, extrapolate, noise, sigmas, timesteps
 from zturbo.engine.tiling import decode_tiled
 from zturbo.engine.tokenizer import MAX_TOKENS, PromptTokenizer
@@ -147,8 +148,9 @@ class Pipeline:
             known.append((schedule.levels[index], velocity))
             return velocity
 
-        walk = denoise(predict, first, schedule.levels)
+        walk, pace = denoise(predict, first, schedule.levels), Pace.on(self.device)
         while (step := self._advance(walk)) is not None:
+            pace.keep()
             yield step
 
     @torch.inference_mode()

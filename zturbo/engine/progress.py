@@ -48,3 +48,9 @@ class Progress:
     position: int | None = None
     expected_s: float | None = None
     level: str | None = None
+
+
+def preview_steps(steps: int, previews: int) -> frozenset[int]:
+    """The steps (from 1) that carry a preview: at most `previews` of them, evenly spread, never the last."""
+    count = min(previews, steps - 1)
+    return frozenset(round(steps * (i + 1) / (count + 1)) for i in range(count))

@@ -12,7 +12,7 @@ from itertools import count
 from typing import Any, Literal
 
 from zturbo.engine.fairness import FairOrder
-from zturbo.engine.progress import Progress
+from zturbo.engine.progress import Progress, preview_steps
 from zturbo.errors import Busy
 from zturbo.params import GenerationParams
 
@@ -49,7 +49,7 @@ class Ticket:
         self.state: State = "waiting"
         self.drawn = 0.0
         """Pixel-steps done; whoever has the turn writes it."""
-        self._decoding = decoding
+        self._decoding, self._shown = decoding, preview_steps(params.steps, previews)
         self.position: int | None = None
         """What its owner was last told; None where it never had to wait."""
         self._booked = 0.0
@@ -57,8 +57,8 @@ class Ticket:
 
     @property
     def cost(self) -> float:
-        """Pixel-steps: width * height * images * (steps and a decoding)."""
-        return self._pixel_steps(self.params.num_images, 0)
+        """Pixel-steps: width * height * images * (steps, and what the decodings of it and its previews are worth)."""
+        return self._pixel_steps(self.params.num_images, 0, 0)
 
     @property
     def left(self) -> float:
@@ -68,14 +68,16 @@ class Ticket:
     def reached(self, progress: Progress) -> None:
         """Book what has been drawn."""
         if progress.stage in ("drawn", "done"):
-            self.drawn = self._pixel_steps(progress.image + 1, 0)
+            self.drawn = self._pixel_steps(progress.image + 1, 0, 0)
         else:
-            self.drawn = self._pixel_steps(progress.image, progress.step)
+            shown = sum(step < progress.step for step in self._shown) + (progress.preview is not None)
+            self.drawn = self._pixel_steps(progress.image, progress.step, shown)
 
-    def _pixel_steps(self, images: int, steps: int) -> float:
-        """Of so many whole pictures, and so many steps of the next."""
-        params = self.params
-        return params.width * params.height * (images * (params.steps + self._decoding) + steps)
+    def _pixel_steps(self, images: int, steps: int, previews: int) -> float:
+        """Of so many whole pictures, and so many steps and previews of the next."""
+        params, decodings = self.params, 1 + len(self._shown)
+        whole = params.steps + decodings * self._decoding
+        return params.width * params.height * (images * whole + steps + previews * self._decoding)
 
     def news(self) -> float:
         """Pixel-steps done since the last time this was asked."""
@@ -296,7 +298,8 @@ class AdmissionQueue:
         if self._rate is None:
             return UNKNOWN_WAIT_S
         first = min([*self._at_work, *self._waiting], key=self._rank)
-        return max(1, math.ceil(first.left / self._rate))
+        left = 0.0 if first.cancelled() else first.left  # it ends at its next turn
+        return max(1, math.ceil(left / self._rate))
 
 
 def _between(old: float, new: float) -> float:

@@ -7,12 +7,12 @@ the midst of a long one, where the engine takes breath, the lane rests while oth
 import logging
 import threading
 import time
-from collections import defaultdict
-from collections.abc import Callable, Iterator
+import traceback
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal, Protocol
 
 from zturbo.engine.breath import may_rest, rested_s
-from zturbo.engine.progress import Progress
+from zturbo.engine.progress import Progress, preview_steps
 from zturbo.engine.queue import AdmissionQueue, Ticket
 from zturbo.errors import Cancelled, ZTurboError
 from zturbo.params import GenerationParams
@@ -107,6 +107,7 @@ class Worker:
             self._end(ticket, "cancelled")
         except Exception as error:  # the request fails, the server goes on
             self._end(ticket, "failed")
+            traceback.clear_frames(error.__traceback__)  # they hold activations, and the next request needs the memory
             ticket.publish(error)
         else:
             if progress.stage != "done":
@@ -119,7 +120,7 @@ class Worker:
     def _end(self, ticket: Ticket, state: Literal["done", "failed", "cancelled"]) -> None:
         drawing = self._drawings.pop(ticket)
         drawing.walk.close()
-        self.queue.end(ticket, state, drawing.seconds, drawing.decoding())
+        self.queue.end(ticket, state, drawing.seconds, drawing.decoding)
 
 
 class _Drawing:
@@ -128,17 +129,10 @@ class _Drawing:
     def __init__(self, engine: Draws, ticket: Ticket) -> None:
         self.ticket = ticket
         self.walk: Any = engine.draw(ticket.params, ticket.cancelled, ticket.previews)
-        self._seconds = defaultdict[str, float](float)
-
-    @property
-    def seconds(self) -> float:
+        self.seconds = 0.0
         """Of the engine's time so far."""
-        return sum(self._seconds.values())
-
-    def decoding(self) -> float | None:
-        """How many steps took as long as a decoding, when all is drawn; None where previews were decoded too."""
-        steps_s, decodings_s = self._seconds["denoise"], self._seconds["drawn"]
-        return None if self.ticket.previews or not steps_s else decodings_s / steps_s * self.ticket.params.steps
+        self.decoding: float | None = None
+        """How many steps took as long as a decoding; known when all is drawn."""
 
     def advance(self) -> Progress:
         """The next progress.
@@ -148,11 +142,22 @@ class _Drawing:
         """
         if self.ticket.cancelled():
             raise Cancelled("the request was cancelled")
-        start, stage = time.perf_counter() - rested_s(), "failed"
+        start = time.perf_counter() - rested_s()
         try:
             progress: Progress = next(self.walk)
-            stage = progress.stage
         finally:
-            self._seconds[stage] += time.perf_counter() - rested_s() - start
+            self.seconds += time.perf_counter() - rested_s() - start
         self.ticket.reached(progress)
+        if progress.stage == "done":
+            self.decoding = self._worth(progress.timings)
         return progress
+
+    def _worth(self, seconds: Mapping[str, float]) -> float | None:
+        """A decoding in steps, by the engine's seconds of both; None where it tells none."""
+        steps, decodings = (
+            self.ticket.params.steps,
+            1 + len(preview_steps(self.ticket.params.steps, self.ticket.previews)),
+        )
+        if not seconds.get("denoise") or "decode" not in seconds:
+            return None
+        return seconds["decode"] / decodings / seconds["denoise"] * steps
