@@ -10,7 +10,8 @@ ZTurboError                       500 internal_error
 ├── LastManager                   409 last_management_key      without this key nobody could manage keys
 ├── Conflict                      409 idempotency_conflict     an Idempotency-Key is in use, or had another body
 ├── TooLarge                      413 body_too_large           the request's body is over the limit
-├── WrongMediaType                415 unsupported_media_type   the request's body is not JSON
+├── WrongMediaType                415 unsupported_media_type   the request's body is not JSON, or is compressed
+├── RangeNotSatisfiable           416 range_not_satisfiable    the picture file ends before the bytes asked for
 ├── RateLimited                   429 rate_limit_exceeded      the key's requests come too fast, or too many at once
 ├── Busy                          503 busy                     queue full, loading or draining; says when to retry
 ├── DeadlinePassed                504 deadline_passed          the request took longer than the server allows
@@ -30,8 +31,9 @@ An error's text says what was received and what is allowed; its hint says what t
 `assert` is kept for our own mistakes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 
 class ZTurboError(Exception):
@@ -46,6 +48,8 @@ class ZTurboError(Exception):
     code = "internal_error"
     retry_after_s: int | None = None
     """Whole seconds after which trying again makes sense, where that is known."""
+    headers: Mapping[str, str] = MappingProxyType({})
+    """What HTTP says of such an error beside its body."""
 
     def __init__(self, message: str, hint: str = "") -> None:
         super().__init__(message)
@@ -94,6 +98,7 @@ class Unauthorized(ZTurboError):
 
     status = 401
     code = "invalid_api_key"
+    headers = MappingProxyType({"www-authenticate": "Bearer"})  # RFC 9110, 11.6.1
 
 
 class Forbidden(ZTurboError):
@@ -120,14 +125,15 @@ class NoSuchKey(ZTurboError):
 
 
 class LastManager(ZTurboError):
-    """The last working key with the scope management would lose it, be disabled or be deleted."""
+    """The last working key with the scope management would lose it, be disabled, be deleted or begin to expire."""
 
     status = 409
     code = "last_management_key"
 
     def __init__(self, prefix: str) -> None:
         super().__init__(
-            f"the key {prefix} is the last one that works and can manage keys: it stays, enabled and with management",
+            f"the key {prefix} is the last one that works and can manage keys: it stays, enabled, with management and"
+            " without a last day",
             "first create another key with the scope management; `zturbo keys` on the server's computer needs none",
         )
 
@@ -175,10 +181,21 @@ class TooLarge(ZTurboError):
 
 
 class WrongMediaType(ZTurboError):
-    """The request's body is not declared as JSON."""
+    """The request's body is not declared as JSON, or is compressed."""
 
     status = 415
     code = "unsupported_media_type"
+
+
+class RangeNotSatisfiable(ZTurboError):
+    """The picture's file has none of the bytes that the Range header asks for."""
+
+    status = 416
+    code = "range_not_satisfiable"
+
+    def __init__(self, wanted: str, size_bytes: int) -> None:
+        super().__init__(f"the file has {size_bytes} bytes; got the range {wanted[:60]!r}", "ask for bytes=0-")
+        self.headers = {"content-range": f"bytes */{size_bytes}"}
 
 
 class Busy(ZTurboError):

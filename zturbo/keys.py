@@ -206,7 +206,7 @@ async def revoke(keys: Keys, prefix: str) -> None:
 
 
 async def keep_a_manager(keys: Keys, prefix: str, facts: Facts | None, now_ms: int) -> None:
-    """Refuse a change after which no working key could manage keys: nobody could undo it over HTTP.
+    """Refuse a change after which no working key could manage keys, now or later: nobody could undo it over HTTP.
 
     For doors that need such a key themselves. Changes at once must take turns round this check and what follows it.
 
@@ -220,10 +220,13 @@ async def keep_a_manager(keys: Keys, prefix: str, facts: Facts | None, now_ms: i
     known = {key.prefix: key for key in await keys.list()}
     if prefix not in known:
         raise NoSuchKey(prefix)
-    after = known.pop(prefix)
+    before = known.pop(prefix)
     if facts is not None:
-        known[prefix] = replace(after, **facts)
+        known[prefix] = replace(before, **facts)
     if not any(_manages(key, now_ms) for key in known.values()):
+        raise LastManager(prefix)
+    ends = facts is not None and facts.get("expires_ms") is not None
+    if ends and _manages_for_good(before, now_ms) and not any(_manages_for_good(key, now_ms) for key in known.values()):
         raise LastManager(prefix)
 
 
@@ -246,6 +249,10 @@ def _refusal(key: Key, now_ms: int) -> Literal["disabled", "expired"] | None:
 
 def _manages(key: Key, now_ms: int) -> bool:
     return allows(key, "management") and _refusal(key, now_ms) is None
+
+
+def _manages_for_good(key: Key, now_ms: int) -> bool:
+    return _manages(key, now_ms) and key.expires_ms is None
 
 
 def _read_name(value: object, path: tuple[str, ...]) -> str:

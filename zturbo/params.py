@@ -7,7 +7,7 @@ right or raises one `InvalidInput` that lists every problem at once. Imports nei
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from math import isnan
+from math import isinf, isnan
 from types import MappingProxyType
 from typing import Any, Self, TypeGuard
 
@@ -190,8 +190,8 @@ def _read_prompt(value: object, path: tuple[str, ...]) -> str:
     return value
 
 
-def _whole(low: int, high: int) -> Callable[[object, tuple[str, ...]], int]:
-    """A reader of integers from `low` to `high`."""
+def whole_number(low: int, high: int) -> Callable[[object, tuple[str, ...]], int]:
+    """A reader of integers from `low` to `high`, which raises InvalidInput with the nearest one."""
 
     def read(value: object, path: tuple[str, ...]) -> int:
         if _is_whole(value) and low <= value <= high:
@@ -206,15 +206,16 @@ def _whole(low: int, high: int) -> Callable[[object, tuple[str, ...]], int]:
 
 def _read_num_images(value: object, path: tuple[str, ...]) -> int:
     """An integer; 2.0 counts as 2, since the published API calls this member a number."""
-    if isinstance(value, float) and value.is_integer():
+    if isinstance(value, float) and value.is_integer() and 1 <= value <= MAX_IMAGES:
         value = int(value)
-    return _whole(1, MAX_IMAGES)(value, path)
+    return whole_number(1, MAX_IMAGES)(value, path)
 
 
 def _read_seed(value: object, path: tuple[str, ...]) -> int:
     rule = "an integer from 1"
     if not _is_whole(value):
-        raise _refused(path, rule, value)
+        nearest = max(1, round(value)) if _is_number(value) and not isinf(value) else ""
+        raise _refused(path, rule, value, nearest)
     if value < 1:
         raise _refused(path, rule, value, 1)
     if value >= 10**MAX_SEED_DIGITS:
@@ -267,7 +268,7 @@ class Member:
 MEMBERS = (
     Member("prompt", _read_prompt, _required, f"text, at most {MAX_PROMPT} characters (code points)", "required"),
     Member("size", parse_size, _always(DEFAULT_SIZE), SIZE_RULE, "landscape_4_3"),
-    Member("steps", _whole(1, MAX_STEPS), _always(MAX_STEPS), f"integer from 1 to {MAX_STEPS}", str(MAX_STEPS)),
+    Member("steps", whole_number(1, MAX_STEPS), _always(MAX_STEPS), f"integer from 1 to {MAX_STEPS}", str(MAX_STEPS)),
     Member(
         "seed",
         _read_seed,

@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -42,15 +43,15 @@ class Instant:
         images, steps = params.num_images, params.steps
         self.draws += 1
         yield Progress("encode", 0, images, 0, steps)
-        for step in range(1, steps + 1):
+        for image, step in product(range(images), range(1, steps + 1)):
             self.gate.wait(10)
             if cancelled():
                 raise Cancelled("cancelled")
             if params.prompt == "break":
                 raise RuntimeError("secret of the inside")
             self.steps_drawn += 1
-            preview = self.pixels(params, params.seed) if step <= previews else None
-            yield Progress("denoise", 0, images, step, steps, preview)
+            preview = self.pixels(params, params.seed + image) if step <= previews else None
+            yield Progress("denoise", image, images, step, steps, preview)
         pictures = tuple(Picture(self.pixels(params, params.seed + i), params.seed + i) for i in range(images))
         timings = {"encode": 0.0, "denoise": 0.0, "decode": 0.0, "total": 0.0}
         yield Progress("done", images - 1, images, steps, steps, None, pictures, timings)

@@ -2,6 +2,8 @@
 
 import asyncio
 import base64
+import contextlib
+import gzip
 import io
 import json
 from collections.abc import Callable
@@ -15,6 +17,7 @@ from tests.api.conftest import KEY, Instant, Server, serving
 from zturbo.api import identity
 from zturbo.api.answers import Base64, rendered
 from zturbo.api.errors import error_body
+from zturbo.api.images import COMMENT
 from zturbo.api.pictures import wanted_range
 from zturbo.errors import Cancelled
 from zturbo.pictures import read_metadata
@@ -41,6 +44,11 @@ async def until(true: Callable[[], bool]) -> None:
 
 async def post(server: Server, **changes: Any) -> Any:
     return await server.client.post(PATH, json=body(**changes))
+
+
+def streamed(answer: Any) -> list[dict[str, Any]]:
+    """The events of a stream."""
+    return [json.loads(line.removeprefix("data: ")) for line in answer.text.splitlines() if line.startswith("data: ")]
 
 
 async def test_the_published_example(server: Server) -> None:
@@ -168,10 +176,54 @@ async def test_a_full_queue_says_when_to_come_back(server: Server) -> None:
     assert [answer.status_code for answer in await asyncio.gather(*running)] == [200] * 5
 
 
+@pytest.mark.parametrize(
+    ("changes", "param", "hint"),
+    [
+        ({"size": "auto\n"}, "size", "nearest valid value: 1024x768"),
+        ({"size": "1024x1024\n"}, "size", "nearest valid value: 1024x768"),
+        ({"size": "landscape_16_9"}, "size", "nearest valid value: 1024x576"),
+        ({"partial_images": 5}, "partial_images", "nearest valid value: 3"),
+        ({"partial_images": 1.0}, "partial_images", "nearest valid value: 1"),
+        ({"partial_images": "2"}, "partial_images", ""),
+        ({"response_format": "b64_jsn"}, "response_format", "nearest valid value: b64_json"),
+        ({"response_format": 7}, "response_format", "nearest valid value: url"),
+        ({"seed": 8.0}, "seed", "nearest valid value: 8"),
+        ({"seed": -1.5}, "seed", "nearest valid value: 1"),
+        ({"num_images": 0.0}, "num_images", "nearest valid value: 1"),
+    ],
+    ids=str,
+)
+async def test_what_is_wrong_has_the_nearest_value(
+    server: Server, changes: dict[str, Any], param: str, hint: str
+) -> None:
+    answer = await post(server, **changes)
+    error = answer.json()["error"]
+    assert (answer.status_code, error["param"]) == (400, param)
+    (issue,) = error["data"]["issues"]
+    assert issue["hint"] == hint
+    assert issue["message"].endswith(f"got {next(iter(changes.values()))!r}")
+
+
+async def test_a_number_without_end_is_told_in_our_words(server: Server) -> None:
+    raw = json.dumps(body())[:-1] + f', "quality": {"9" * 5000}}}'
+    answer = await server.client.post(PATH, content=raw, headers={"content-type": "application/json"})
+    assert answer.status_code == 400
+    assert "an integer has 5000 characters; 4300 can be read" in answer.json()["message"]
+
+
+async def test_a_byte_order_mark_is_passed_over_and_compression_refused(server: Server) -> None:
+    raw, headers = json.dumps(body()).encode(), {"content-type": "application/json"}
+    marked = await server.client.post(PATH, content=b"\xef\xbb\xbf" + raw, headers=headers)
+    assert marked.status_code == 200
+    packed = await server.client.post(PATH, content=gzip.compress(raw), headers=headers | {"content-encoding": "gzip"})
+    assert packed.status_code == 415
+    assert "got the content-encoding 'gzip'" in packed.json()["message"]
+
+
 async def test_streaming(server: Server) -> None:
     answer = await post(server, stream=True, partial_images=2, num_inference_steps=4, response_format="b64_json")
     assert answer.headers["content-type"].startswith("text/event-stream")
-    events = [json.loads(line.removeprefix("data: ")) for line in answer.text.splitlines() if line.startswith("data: ")]
+    events = streamed(answer)
     names = [event["type"].removeprefix("image_generation.") for event in events]
     assert names.count("partial_image") == 2
     assert names[-1] == "completed"
@@ -179,6 +231,48 @@ async def test_streaming(server: Server) -> None:
     assert [event["partial_image_index"] for event in events if event["type"].endswith("partial_image")] == [0, 1]
     assert base64.b64decode(events[-1]["b64_json"]).startswith(b"\x89PNG")
     assert events[-1]["usage"]["total_tokens"] == 10500
+    assert answer.headers["x-accel-buffering"] == "no"
+
+
+async def test_each_streamed_picture_has_its_previews_and_its_share_of_the_price(server: Server) -> None:
+    events = streamed(await post(server, stream=True, partial_images=2, num_images=2, num_inference_steps=4))
+    previews = [event for event in events if event["type"].endswith("partial_image")]
+    assert [(event["image"], event["partial_image_index"]) for event in previews] == [(0, 0), (0, 1), (1, 0), (1, 1)]
+    usage = [event["usage"] for event in events if event["type"].endswith("completed")]
+    assert [one["credits_used"] for one in usage] == [one["total_tokens"] for one in usage] == [10500, 10500]
+    assert sum(one["usd_spent"] for one in usage) == 0.0105
+
+
+async def test_a_silent_stream_has_comments(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("zturbo.api.images.SILENCE_S", 0.01)
+    server.engine.gate.clear()
+    drawn = server.engine.draws
+    running = asyncio.ensure_future(post(server, stream=True))
+    await until(lambda: server.engine.draws > drawn)
+    await asyncio.sleep(0.05)
+    server.engine.gate.set()
+    answer = await running
+    assert COMMENT.decode() in answer.text
+    assert streamed(answer)[-1]["type"] == "image_generation.completed"
+
+
+async def test_a_client_that_leaves_a_silent_stream_frees_the_engine(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("zturbo.api.images.SILENCE_S", 0.01)
+    server.engine.gate.clear()
+    drawn = server.engine.draws
+    leaving = asyncio.ensure_future(post(server, stream=True))
+    await until(lambda: server.engine.draws > drawn)
+    await asyncio.sleep(0.05)
+    leaving.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await leaving
+    server.engine.gate.set()
+    assert (await post(server)).status_code == 200
+    await server.service.close()
+    rows = (await server.service.records.history.logs(10)).rows
+    assert sorted(row.status for row in rows) == ["cancelled", "done"]
 
 
 async def test_a_failure_in_a_stream_is_an_event_and_a_traceback_in_the_log(
@@ -255,6 +349,9 @@ async def test_models_and_readiness(server: Server) -> None:
     assert model["type"] == "image"
     assert (await server.client.get("/model/alibaba/z-image-turbo")).json()["data"] == model
     assert (await server.client.get("/model/other")).status_code == 404
+    for path in ("/v1/models/alibaba/z-image-turbo", "/v1/models/alibaba%2Fz-image-turbo"):
+        assert (await server.client.get(path)).json() == model, "as OpenAI's clients look a model up"
+    assert (await server.client.get("/v1/models/other")).status_code == 404
     assert (await server.client.get("/readyz")).json()["status"] == "ready"
     server.service.worker.queue.drain()
     answer = await server.client.get("/readyz")
@@ -278,6 +375,40 @@ async def test_ranges_and_heads_of_a_picture(server: Server) -> None:
     assert head.headers["content-length"] == str(len(whole))
     beyond = await server.client.get(url, headers={"range": f"bytes={len(whole)}-"})
     assert (beyond.status_code, beyond.headers["content-range"]) == (416, f"bytes */{len(whole)}")
+    assert beyond.json()["error"]["code"] == "range_not_satisfiable"
+    assert (await server.client.head(url, headers={"range": "bytes=10-19"})).status_code == 200
+
+
+async def test_a_picture_that_the_client_has_is_not_sent_again(server: Server) -> None:
+    url = (await post(server)).json()["data"][0]["url"]
+    tag = (await server.client.get(url)).headers["etag"]
+    again = await server.client.get(url, headers={"if-none-match": tag})
+    assert (again.status_code, again.content, again.headers["etag"]) == (304, b"", tag)
+    ours = await server.client.get(url, headers={"range": "bytes=0-0", "if-range": tag})
+    other = await server.client.get(url, headers={"range": "bytes=0-0", "if-range": '"another"'})
+    assert (ours.status_code, other.status_code) == (206, 200)
+
+
+@pytest.mark.parametrize("path", ["/healthz", "/readyz", "/v1/models", "/openapi.json", "/docs"])
+async def test_monitors_that_ask_for_the_head_get_it(server: Server, path: str) -> None:
+    head, whole = await server.client.head(path), await server.client.get(path)
+    assert (head.status_code, head.content) == (whole.status_code, b"") == (200, b"")
+    assert head.headers["content-length"] == str(len(whole.content))
+
+
+async def test_what_a_path_takes_is_told_once(server: Server) -> None:
+    refused = await server.client.put("/v1/keys")
+    assert (refused.status_code, refused.headers.get_list("allow")) == (405, ["GET, HEAD, POST"])
+
+
+async def test_who_has_no_key_is_told_how_to_send_one(server: Server) -> None:
+    refused = await server.client.post(PATH, json=body(), headers={"authorization": ""})
+    assert (refused.status_code, refused.headers["www-authenticate"]) == (401, "Bearer")
+
+
+async def test_a_header_is_not_called_body(server: Server) -> None:
+    refused = await server.client.post(PATH, json=body(), headers={"idempotency-key": " "})
+    assert refused.json()["message"].startswith("Header validation error\nidempotency-key")
 
 
 @pytest.mark.parametrize(

@@ -308,7 +308,9 @@ async def test_a_key_that_only_manages_does_not_draw(server: Server) -> None:
 # The last key that manages
 
 
-LOCKING_OUT = [{"disabled": True}, {"enabled": False}, {"scopes": ["model:image"]}]
+LOCKING_OUT = [
+    {"disabled": True}, {"enabled": False}, {"scopes": ["model:image"]}, {"expires_at": "2126-01-01T00:00:00Z"},
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("change", LOCKING_OUT, ids=str)
@@ -319,6 +321,7 @@ async def test_the_last_manager_stays(server: Server, change: dict[str, Any]) ->
         assert answer.json()["error"]["code"] == "last_management_key"
         assert "zturbo keys" in answer.json()["message"]
     assert (await patch(server, PREFIX, limit={"retention": "day", "threshold": 1})).status_code == 200
+    assert (await patch(server, PREFIX, expires_at=None)).status_code == 200
     await make(server, scopes=["management"])
     assert (await patch(server, PREFIX, **change)).status_code == 200
 

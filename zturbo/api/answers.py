@@ -43,7 +43,7 @@ class Answer:
 
     def headers(self) -> dict[str, str]:
         """What the answer cost."""
-        usage = self._usage()
+        usage = _usage(self.credits)
         return {
             "x-aimlapi-credits-used": str(usage["credits_used"]),
             "x-aimlapi-usd-spent": str(usage["usd_spent"]),
@@ -61,7 +61,7 @@ class Answer:
             # False where nothing was checked as well, as the published type is a list of booleans; `safety` tells.
             "has_nsfw_concepts": [picture.flagged for picture in delivered.pictures],
             **self._told(),
-            "meta": {"usage": self._usage()},
+            "meta": {"usage": _usage(self.credits)},
         }
 
     def _told(self) -> dict[str, Any]:
@@ -79,7 +79,7 @@ class Answer:
 
     def events(self, request: Request) -> list[bytes]:
         """One event for each picture. OpenAI's clients read base64 from it always, so an address comes beside it."""
-        usage = self._usage()
+        usage = _usage(self.credits // len(self.delivered.pictures))  # a picture's share: clients add them up
         tokens = {"total_tokens": usage["tokens_used"], "input_tokens": 0, "output_tokens": usage["tokens_used"],
                   "input_tokens_details": {"image_tokens": 0, "text_tokens": 0}}  # fmt: skip
         return [
@@ -93,13 +93,6 @@ class Answer:
             )
             for picture in self.delivered.pictures
         ]
-
-    def _usage(self) -> dict[str, Any]:
-        return {
-            "tokens_used": self.credits,
-            "credits_used": self.credits,
-            "usd_spent": self.credits / CREDITS_PER_USD,
-        }
 
     def _item(self, request: Request, picture: Delivery) -> dict[str, Any]:
         """One picture of the answer: exactly one of `url` and `b64_json`, and no null member."""
@@ -179,6 +172,10 @@ def _with_prompt(kept: dict[str, Any] | None, prompt: str) -> Expansion | None:
     return Expansion(**kept | {"text": prompt[:shared] + kept["text"]})
 
 
+def _usage(credits: int) -> dict[str, Any]:
+    return {"tokens_used": credits, "credits_used": credits, "usd_spent": credits / CREDITS_PER_USD}
+
+
 def base_of(request: Request) -> str:
     """The address by which a client reached this server, without a path; the server's own where that is none."""
     host = request.headers.get("host", "")
@@ -211,9 +208,9 @@ def progress_event(progress: Progress) -> bytes:
     )
 
 
-def preview_event(wanted: ImageRequest, data: bytes, index: int) -> bytes:
-    """A picture that is still being drawn."""
-    return event("partial_image", _described(wanted) | _base64(data) | {"partial_image_index": index})
+def preview_event(wanted: ImageRequest, data: bytes, image: int, index: int) -> bytes:
+    """A picture of a request that is still being drawn, and which of its previews this is; both counted from 0."""
+    return event("partial_image", _described(wanted) | _base64(data) | {"image": image, "partial_image_index": index})
 
 
 def event(name: str, data: dict[str, Any]) -> bytes:

@@ -90,16 +90,17 @@ def _rendered(request: Request, error: Exception) -> tuple[int, dict[str, str], 
     headers: dict[str, str] = {}
     if isinstance(error, InvalidInput):
         status, code, problems = error.status, error.code, error.problems
-        part = "Query" if request.method in ("GET", "HEAD") else "Body"
+        part = _part(request, problems[0])
         message = f"{part} validation error\n{error.message}"
     elif isinstance(error, ZTurboError):
         status, code, message = error.status, error.code, str(error)
         if error.retry_after_s is not None:
             headers["retry-after"] = str(error.retry_after_s)
+        headers |= error.headers
     elif isinstance(error, HTTPException):
         status, message = error.status_code, str(error.detail)
         code = CODES.get(status, "bad_request")
-        headers |= dict(error.headers or {})
+        headers |= {name.lower(): value for name, value in (error.headers or {}).items()}
         if status == 405:
             headers["allow"] = ", ".join(_allowed(request))
             message = f"{shown(request.url.path)} takes {headers['allow']}; got {request.method}"
@@ -111,6 +112,13 @@ def _rendered(request: Request, error: Exception) -> tuple[int, dict[str, str], 
         headers["x-should-retry"] = "false"  # the official OpenAI clients obey it
     request_id = request.scope["state"]["request_id"]
     return status, headers, error_body(status, message, code, request.url.path, request_id, problems)
+
+
+def _part(request: Request, problem: Problem) -> str:
+    """Which part of a request a problem is told of."""
+    if problem.path[0] in request.headers:
+        return "Header"
+    return "Query" if request.method in ("GET", "HEAD") else "Body"
 
 
 def _allowed(request: Request) -> list[str]:

@@ -3,10 +3,12 @@
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
+from collections import Counter
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Mapping
 from contextlib import AsyncExitStack, aclosing
 from dataclasses import replace
 from functools import partial
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 from starlette.requests import ClientDisconnect, Request
@@ -23,6 +25,7 @@ from zturbo.api.sessions import origin_of
 from zturbo.config import Config
 from zturbo.errors import Cancelled, InvalidInput, Problem, TooLarge, WrongMediaType, ZTurboError
 from zturbo.keys import allows
+from zturbo.params import shown
 from zturbo.pictures import encode
 from zturbo.pricing import credits_of
 from zturbo.service import Delivered, Order, Service
@@ -31,6 +34,11 @@ from zturbo.storage.embedded import now_ms
 from zturbo.storage.records import Key
 
 BODY_TIMEOUT_S = 10
+SILENCE_S = 15
+"""A stream without an event for so long has a comment; nginx, for one, waits 60 s."""
+COMMENT = b": still at it\n\n"
+STREAMED = {"cache-control": "no-store", "x-accel-buffering": "no"}
+"""Headers of a stream; by the second, nginx and what follows it pass each event on at once."""
 MAX_BODY_BYTES = 1 << 20
 Result = TypeVar("Result")
 PATHS = ("/v1/images/generations", "/v1/images/generations/", "/images/generations", "/images/generations/")
@@ -64,12 +72,12 @@ async def generate_images(request: Request) -> Response:
         job = Job(request, wanted, key, row, repetition)
         if not wanted.stream:
             return await _whole(job)
-        events = _events(job)
+        events = Lively(_events(job))
         held.push_async_callback(events.aclose)
-        first = await _unless_left(request, anext(events))  # what is refused at the door is an error, not a stream
+        first = await _unless_left(request, events.first())  # what is refused at the door is an error, not a stream
         if first is None:
             return Response(status_code=CLIENT_CLOSED)
-        return EventStream(_chained(first, events), held.pop_all())
+        return EventStream(events.all(first), held.pop_all())
     raise AssertionError("unreachable: every way out of the block returns or raises")
 
 
@@ -77,13 +85,46 @@ for path in PATHS:
     router.route(path, "POST", include_in_schema=path == PATHS[0])(generate_images)
 
 
+class Lively:
+    """Events with a comment wherever none comes for a while: gateways give up connections that are silent."""
+
+    def __init__(self, events: AsyncGenerator[bytes, None]) -> None:
+        self._events = events
+        self._next: asyncio.Task[bytes | None] | None = None
+
+    async def first(self) -> bytes:
+        """The first event; what it raises was raised before anything was sent."""
+        return await anext(self._events)
+
+    async def all(self, first: bytes) -> AsyncIterator[bytes]:
+        """The first event again, and the others."""
+        item: bytes | None = first
+        while item is not None:
+            yield item
+            self._next = asyncio.create_task(self._following())
+            while not (await asyncio.wait((self._next,), timeout=SILENCE_S))[0]:
+                yield COMMENT
+            item = self._next.result()
+
+    async def _following(self) -> bytes | None:
+        return await anext(self._events, None)
+
+    async def aclose(self) -> None:
+        """Cancel the work, unless it has ended."""
+        if self._next is not None and self._next.cancel():
+            await asyncio.wait((self._next,))
+        await self._events.aclose()
+
+
 class EventStream(StreamingResponse):
     """Server-sent events, and what their request holds until they end, however that comes about."""
 
     media_type = "text/event-stream"
 
-    def __init__(self, events: AsyncIterator[bytes], held: AsyncExitStack) -> None:
-        super().__init__(events, headers={"cache-control": "no-store"})
+    def __init__(
+        self, events: AsyncIterator[bytes], held: AsyncExitStack, headers: Mapping[str, str] = MappingProxyType({})
+    ) -> None:
+        super().__init__(events, headers={**STREAMED, **headers})
         self._held = held
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -127,13 +168,16 @@ async def read_body(request: Request) -> dict[str, Any]:
     """The request's JSON object.
 
     Raises:
-        WrongMediaType: another content type than JSON.
+        WrongMediaType: another content type than JSON, or compressed.
         TooLarge: more than a mebibyte.
         InvalidInput: not a JSON object, or it did not arrive in time.
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json" and not kind.endswith("+json"):
         raise WrongMediaType(f"the body must be application/json; got {kind or 'no content type'}")
+    coding = request.headers.get("content-encoding", "identity").strip().lower()
+    if coding != "identity":
+        raise WrongMediaType(f"the body must not be compressed; got the content-encoding {shown(coding)}")
     raw = bytearray()
     try:
         async with asyncio.timeout(BODY_TIMEOUT_S):
@@ -203,7 +247,7 @@ async def _replayed(request: Request, wanted: ImageRequest, first: bytes) -> Res
     service: Service = request.app.state.service
     answer = await Answer.restored(first, wanted, service.files, request.app.state.config.public_url)
     if wanted.stream:
-        return StreamingResponse(iter(answer.events(request)), media_type="text/event-stream", headers=REPLAYED)
+        return EventStream(_each(answer.events(request)), AsyncExitStack(), answer.headers() | REPLAYED)
     return await _told(request, answer, answer.headers() | REPLAYED)
 
 
@@ -227,7 +271,7 @@ async def _events(job: Job) -> AsyncGenerator[bytes, None]:
     Raises:
         ZTurboError: before the first event; later errors are an event.
     """
-    previews, begun = 0, False
+    previews, begun = Counter[int](), False
     async with aclosing(job.service.generate(job.order)) as story:
         try:
             async for item in story:
@@ -239,8 +283,8 @@ async def _events(job: Job) -> AsyncGenerator[bytes, None]:
                 yield progress_event(item)
                 if item.preview is not None:
                     data = await asyncio.to_thread(encode, item.preview, job.wanted.params.output_format, None)
-                    yield preview_event(job.wanted, data, previews)
-                    previews += 1
+                    yield preview_event(job.wanted, data, item.image, previews[item.image])
+                    previews[item.image] += 1
         except Exception as error:
             if not begun:
                 raise
@@ -249,7 +293,6 @@ async def _events(job: Job) -> AsyncGenerator[bytes, None]:
             yield event("failed", error_of(job.request, error))
 
 
-async def _chained(first: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    yield first
-    async for item in rest:
+async def _each(events: list[bytes]) -> AsyncIterator[bytes]:
+    for item in events:
         yield item

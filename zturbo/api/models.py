@@ -10,7 +10,9 @@ from starlette.responses import JSONResponse, Response
 
 from zturbo.api.routes import Router
 from zturbo.api.schemas import MODEL
+from zturbo.api.tags import known
 from zturbo.engine.worker import Worker
+from zturbo.params import shown
 from zturbo.safety.checker import described as checker_facts
 
 router = Router()
@@ -51,17 +53,32 @@ async def list_models(request: Request) -> Response:
 @router.route("/model/{name:path}", "GET")
 async def one_model(request: Request) -> Response:
     """One model by its id or an alias."""
+    return _tagged(request, {"object": "model", "data": _named(request)})
+
+
+@router.route("/v1/models/{name:path}", "GET", include_in_schema=False)
+@router.route("/models/{name:path}", "GET", include_in_schema=False)
+async def retrieved_model(request: Request) -> Response:
+    """The same as OpenAI's clients ask and read it: `client.models.retrieve`."""
+    return _tagged(request, _named(request))
+
+
+def _named(request: Request) -> dict[str, Any]:
+    """The model that the path names.
+
+    Raises:
+        HTTPException: 404, it names no other.
+    """
     name = request.path_params["name"]
     if name not in request.app.state.models:
-        raise HTTPException(404, f"no model {name!r}; there is {MODEL}")
-    return _tagged(request, {"object": "model", "data": described(request)})
+        raise HTTPException(404, f"no model {shown(name)}; there is {MODEL}")
+    return described(request)
 
 
 def _tagged(request: Request, body: dict[str, Any]) -> Response:
-    """The body with a weak ETag, or 304 for a client that has it already (RFC 9110, 8.8.3 and 13.1.2)."""
+    """The body with a weak ETag, or 304 for a client that has it already."""
     digest = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()[:16]
     headers = {"etag": f'W/"{digest}"', "cache-control": "no-cache"}
-    known = [tag.strip().removeprefix("W/") for tag in request.headers.get("if-none-match", "").split(",")]
-    if f'"{digest}"' in known or "*" in known:
+    if known(request.headers.get("if-none-match"), headers["etag"]):
         return Response(status_code=304, headers=headers)
     return JSONResponse(body, headers=headers)

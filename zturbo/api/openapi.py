@@ -19,6 +19,7 @@ from zturbo.api.reference import POLICY, page
 from zturbo.api.repeats import KEY_PATTERN
 from zturbo.api.routes import Router
 from zturbo.api.schemas import DELIVERIES, MAX_PARTIAL_IMAGES, MODEL, SIZE_PATTERN
+from zturbo.api.tags import known
 from zturbo.errors import (
     Busy,
     Conflict,
@@ -28,6 +29,7 @@ from zturbo.errors import (
     Forbidden,
     InvalidInput,
     NoSuchFile,
+    RangeNotSatisfiable,
     RateLimited,
     StorageError,
     TooLarge,
@@ -90,7 +92,7 @@ def _cached(request: Request, body: bytes, content_type: str) -> Response:
         "x-content-type-options": "nosniff",
         "content-security-policy": POLICY,
     }
-    if etag in request.headers.get("if-none-match", ""):
+    if known(request.headers.get("if-none-match"), etag):
         return Response(status_code=304, headers=headers)
     return Response(body, headers=headers | {"content-type": content_type})
 
@@ -329,14 +331,15 @@ HEADERS: Json = {
     "RetryAfter": {"description": "Seconds until trying again makes sense.", "schema": {"type": "integer"}},
     "CreditsUsed": {"description": "What the request cost, in credits.", "schema": {"type": "integer"}},
     "UsdSpent": {"description": "What the request cost, in US dollars.", "schema": {"type": "number"}},
+    "ShouldRetry": {"description": "`false` where trying again would not help.", "schema": {"type": "string"}},
     "Replayed": {"description": "`true` where the answer is the first one once more.", "schema": {"type": "string"}},
     "ETag": {"description": "Changes with the content.", "schema": {"type": "string"}},
 }
 EVENTS = {
     "progress": "stage, image, images, step, steps; with the stage `queued` position and, where known, expected_s;"
     " with `encode` prompt and prompt_expansion",
-    "partial_image": "a preview: b64_json, partial_image_index",
-    "completed": "for each picture: b64_json, its url where one was asked for, usage",
+    "partial_image": "a preview: b64_json, image (of which picture, from 0), partial_image_index (from 0 for each)",
+    "completed": "for each picture: b64_json, its url where one was asked for, usage (its own share)",
     "failed": "in place of the rest: the members of `Error`",
 }
 """Name of a streamed event -> what it carries."""
@@ -355,7 +358,7 @@ def errors(*kinds: type[ZTurboError]) -> Json:
     found: dict[str, list[str]] = {}
     for kind in kinds:
         found.setdefault(str(kind.status), []).append((kind.__doc__ or "").strip().partition("\n")[0])
-    return {status: _failure(" ".join(texts), status in ("429", "503")) for status, texts in sorted(found.items())}
+    return {status: _failure(" ".join(texts), status) for status, texts in sorted(found.items())}
 
 
 def answer(description: str, content: Json | None = None, headers: Json | None = None) -> Json:
@@ -369,12 +372,17 @@ def json_answer(description: str, schema: Json, headers: Json | None = None) -> 
     return answer(description, {"application/json": {"schema": schema}}, headers)
 
 
-def _failure(description: str, later: bool) -> Json:
-    return json_answer(description, _ref("Error"), {"retry-after": _ref("RetryAfter", "headers")} if later else None)
+def _failure(description: str, status: str) -> Json:
+    headers = {}
+    if status in ("429", "503"):
+        headers["retry-after"] = _ref("RetryAfter", "headers")
+    elif status >= "500":
+        headers["x-should-retry"] = _ref("ShouldRetry", "headers")
+    return json_answer(description, _ref("Error"), headers)
 
 
-_CRASH = {"500": _failure("A fault of the server; its log has the details under the request's id.", False)}
-_NO_SUCH = {"404": _failure("There is no such thing here.", False)}
+_CRASH = {"500": _failure("A fault of the server; its log has the details under the request's id.", "500")}
+_NO_SUCH = {"404": _failure("There is no such thing here.", "404")}
 _PUBLIC: list[Json] = []
 """Security of what needs no key."""
 _KEY: list[Json] = [{"key": []}]
@@ -453,7 +461,7 @@ def _model() -> Json:
         "name": "id",
         "in": "path",
         "required": True,
-        "schema": {"type": "string", "pattern": "^[A-Za-z0-9_:-]{1,200}$"},
+        "schema": {"type": "string", "pattern": "^[A-Za-z0-9_.:/-]{1,200}$"},
         "description": "A model's id or one of its aliases; slashes may stand as they are.",
     }
     return _open("models", "Look up a model", {"200": _tagged(one), **NOT_MODIFIED, **_NO_SUCH}) | {
@@ -481,8 +489,8 @@ def _file() -> Json:
     responses = {
         "200": answer("The picture.", binary),
         "206": answer("The range of it.", binary),
-        "416": answer("It is shorter than the range."),
-        **errors(NoSuchFile, FileGone, StorageError),
+        "304": answer("What the client has, by its `If-None-Match`, is still so."),
+        **errors(NoSuchFile, FileGone, RangeNotSatisfiable, StorageError),
         **_CRASH,
     }
     return _open("files", "Fetch a picture", responses) | {"parameters": _FILE_PARAMETERS}

@@ -8,6 +8,8 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
 from zturbo.api.routes import Router
+from zturbo.api.tags import known
+from zturbo.errors import RangeNotSatisfiable
 from zturbo.storage.files import Files, OpenFile
 
 CHUNK_BYTES = 1 << 18
@@ -16,21 +18,29 @@ _RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})", re.ASCII)
 router = Router()
 
 
-@router.route("/files/b/{name:path}", "GET", "HEAD")
+@router.route("/files/b/{name:path}", "GET")
 async def file(request: Request) -> Response:
     """One picture; 404 where there never was one, 410 after its retention."""
     files: Files = request.app.state.service.files
     opened = await files.open(request.path_params["name"])
+    tag = f'"{request.path_params["name"].rpartition("/")[2]}"'  # the name stands for the bytes: they never change
     headers = {
+        "etag": tag,
         "content-type": opened.content_type,
         "cache-control": "public, max-age=31536000, immutable",
         "accept-ranges": "bytes",
         "x-content-type-options": "nosniff",
     }
-    span = wanted_range(request.headers.get("range"), opened.size_bytes)
+    if known(request.headers.get("if-none-match"), tag):
+        opened.stream.close()
+        return Response(status_code=304, headers={name: headers[name] for name in ("etag", "cache-control")})
+    wanted = request.headers.get("range") if request.method == "GET" else None  # RFC 9110, 14.2: of GET alone
+    if request.headers.get("if-range", tag) != tag:
+        wanted = None
+    span = wanted_range(wanted, opened.size_bytes)
     if span is None:
         opened.stream.close()
-        return Response(status_code=416, headers={"content-range": f"bytes */{opened.size_bytes}"})
+        raise RangeNotSatisfiable(wanted or "", opened.size_bytes)
     first, count = span
     headers["content-length"] = str(count)
     whole = count == opened.size_bytes
@@ -38,7 +48,7 @@ async def file(request: Request) -> Response:
         headers["content-range"] = f"bytes {first}-{first + count - 1}/{opened.size_bytes}"
     if request.method == "HEAD":
         opened.stream.close()
-        return Response(status_code=200 if whole else 206, headers=headers)
+        return Response(headers=headers)
     return StreamingResponse(_read(opened, first, count), 200 if whole else 206, headers)
 
 

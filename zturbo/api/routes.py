@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 Handler = Callable[[Request], Awaitable[Response]]
 
@@ -20,7 +20,16 @@ class Endpoint:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         response = await self.handler(Request(scope, receive, send))
-        await response(scope, receive, send)
+        await response(scope, receive, _headers_of(send) if scope["method"] == "HEAD" else send)
+
+
+def _headers_of(send: Send) -> Send:
+    """Sends an answer without its body."""
+
+    async def bare(message: Message) -> None:
+        await send({**message, "body": b""} if message["type"] == "http.response.body" else message)
+
+    return bare
 
 
 class Router:
@@ -34,7 +43,7 @@ class Router:
         self.routes: list[Route] = []
 
     def route(self, path: str, *methods: str, include_in_schema: bool = True) -> Callable[[Handler], Handler]:
-        """Answer these methods of a path, and no other: without this, HEAD would come with every GET.
+        """Answer these methods of a path; HEAD comes with every GET (RFC 9110, 9.1).
 
         Args:
             path: as in `starlette.routing.Route`.
@@ -44,7 +53,6 @@ class Router:
         def keep(handler: Handler) -> Handler:
             name = getattr(handler, "__name__", path)
             route = Route(path, Endpoint(handler), methods=methods, name=name, include_in_schema=include_in_schema)
-            route.methods = set(methods)
             self.routes.append(route)
             return handler
 

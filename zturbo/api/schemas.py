@@ -12,13 +12,25 @@ from types import MappingProxyType
 from typing import Any
 
 from zturbo.errors import InvalidInput, Problem
-from zturbo.params import MAX_SIDE, MEMBERS, GenerationParams, nearest_side, shown
+from zturbo.params import (
+    DEFAULT_SIZE,
+    MAX_SIDE,
+    MEMBERS,
+    SIZES,
+    GenerationParams,
+    closest,
+    nearest_side,
+    shown,
+    whole_number,
+)
 
 MODEL = "alibaba/z-image-turbo"
 MODELS = (MODEL, f"aimlapi/{MODEL}")
 BASE64_MODELS = "gpt-image-"
 """Clients that ask for a model of such a name read base64, and send no `response_format`."""
 MAX_PARTIAL_IMAGES = 3
+MAX_INTEGER_DIGITS = 4300
+"""What Python reads (`sys.int_info.default_max_str_digits`); of every number in a body, one that is ignored too."""
 DELIVERIES = ("url", "b64_json")
 NAMES: Mapping[str, str] = MappingProxyType(
     {
@@ -45,10 +57,11 @@ def model_names(aliases: str) -> tuple[str, ...]:
     return (*MODELS, *(name.strip() for name in aliases.split(",") if name.strip()))
 
 
-SIZE_PATTERN = "^(auto| *([0-9]{1,6}) *[xX*] *([0-9]{1,6}) *)$"
+SIZE_PATTERN = "^(auto| *([0-9]{1,9}) *[xX*] *([0-9]{1,9}) *)$"
 """OpenAI's `size`, as it is read here."""
 _LENIENT_SIZE = re.compile(SIZE_PATTERN)
 _READERS = {member.name: member.read for member in MEMBERS}
+_partial_images = whole_number(0, MAX_PARTIAL_IMAGES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,10 +105,12 @@ def read_json_object(raw: bytes) -> dict[str, Any]:
     """A body's bytes as one JSON object.
 
     Raises:
-        InvalidInput: not UTF-8, not JSON, a member twice, NaN or Infinity, too deep, or no object.
+        InvalidInput: not UTF-8, not JSON, a member twice, NaN or Infinity, too deep, an integer that is too long, or no
+            object. A byte order mark before it is passed over (RFC 8259, 8.1).
     """
     try:
-        body = json.loads(raw.decode("utf-8"), parse_constant=_no_constant, object_pairs_hook=_unique)
+        text = raw.decode("utf-8-sig")
+        body = json.loads(text, parse_int=_integer, parse_constant=_no_constant, object_pairs_hook=_unique)
     except (ValueError, RecursionError) as error:
         reason = "too deeply nested" if isinstance(error, RecursionError) else str(error)
         raise InvalidInput([Problem(("body",), f"must be a JSON object: {reason}", ascii(raw[:80]))]) from None
@@ -106,6 +121,12 @@ def read_json_object(raw: bytes) -> dict[str, Any]:
 
 def _no_constant(name: str) -> None:
     raise ValueError(f"{name} is not JSON")
+
+
+def _integer(digits: str) -> int:
+    if len(digits) > MAX_INTEGER_DIGITS:
+        raise ValueError(f"an integer has {len(digits)} characters; {MAX_INTEGER_DIGITS} can be read")
+    return int(digits)
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -132,7 +153,8 @@ def _delivery(sent: dict[str, Any], default: str, problems: list[Problem]) -> st
     delivery = sent.get("response_format", default)
     if delivery not in DELIVERIES:
         message = f"must be one of {', '.join(DELIVERIES)}; got {shown(delivery)}"
-        problems.append(Problem(("response_format",), message, delivery, "nearest valid value: url"))
+        hint = f"nearest valid value: {closest(delivery, DELIVERIES) or DELIVERIES[0]}"
+        problems.append(Problem(("response_format",), message, delivery, hint))
     return str(delivery)
 
 
@@ -140,11 +162,11 @@ def _streaming(sent: Mapping[str, Any], problems: list[Problem]) -> tuple[bool, 
     stream, partial = sent.get("stream", False), sent.get("partial_images", 0)
     if not isinstance(stream, bool):
         problems.append(Problem(("stream",), f"must be true or false; got {shown(stream)}", stream))
-    if isinstance(partial, bool) or not isinstance(partial, int) or not 0 <= partial <= MAX_PARTIAL_IMAGES:
-        rule = f"must be an integer from 0 to {MAX_PARTIAL_IMAGES}; got {shown(partial)}"
-        problems.append(Problem(("partial_images",), rule, partial))
-        partial = 0
-    return stream is True, partial
+    try:
+        return stream is True, _partial_images(partial, ("partial_images",))
+    except InvalidInput as error:
+        problems += error.problems
+        return stream is True, 0
 
 
 def _aliases(sent: Mapping[str, Any], problems: list[Problem]) -> dict[str, object]:
@@ -164,10 +186,11 @@ def _lenient_size(size: object, problems: list[Problem]) -> object:
     """OpenAI's `size`: "auto", or "WxH" brought to the nearest size that can be drawn."""
     if size == "auto":
         return None
-    match = _LENIENT_SIZE.match(size) if isinstance(size, str) else None
+    match = _LENIENT_SIZE.fullmatch(size) if isinstance(size, str) else None
     if match is None:
         message = f'must be "auto" or "WIDTHxHEIGHT"; got {shown(size)}'
-        problems.append(Problem(("size",), message, size, "nearest valid value: 1024x768"))
+        named = SIZES.get(size, DEFAULT_SIZE) if isinstance(size, str) else DEFAULT_SIZE
+        problems.append(Problem(("size",), message, size, f"nearest valid value: {named[0]}x{named[1]}"))
         return None
     width, height = (nearest_side(min(int(side), 2 * MAX_SIDE)) for side in match.groups()[1:])
     return {"width": width, "height": height}

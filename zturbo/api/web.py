@@ -17,6 +17,7 @@ from starlette.responses import JSONResponse, Response
 
 from zturbo.api.routes import Router
 from zturbo.api.sessions import LIFETIME_S, LocalSessions
+from zturbo.api.tags import known
 
 FOLDER = Path(__file__).parent.parent / "web"
 INDEX = "index.html"
@@ -84,13 +85,13 @@ def _read(path: Path) -> Page:
 PAGES = read_pages()
 
 
-@router.route("/", "GET", "HEAD", include_in_schema=False)
+@router.route("/", "GET", include_in_schema=False)
 async def index(request: Request) -> Response:
     """The playground."""
     return answer(request, PAGES[INDEX])
 
 
-@router.route("/web/{name:path}", "GET", "HEAD", include_in_schema=False)
+@router.route("/web/{name:path}", "GET", include_in_schema=False)
 async def page(request: Request) -> Response:
     """One of its files; 404 for every other name."""
     name = request.path_params["name"]
@@ -103,11 +104,9 @@ async def page(request: Request) -> Response:
 def answer(request: Request, found: Page) -> Response:
     """A file with the playground's headers, or a 304 where the browser has it already."""
     headers = {**HEADERS, "etag": found.etag}
-    known = {tag.strip().removeprefix("W/") for tag in request.headers.get("if-none-match", "").split(",")}
-    if known & {found.etag, "*"}:
+    if known(request.headers.get("if-none-match"), found.etag):
         return Response(status_code=304, headers=headers)
-    headers |= {"content-type": found.content_type, "content-length": str(len(found.data))}
-    return Response(b"" if request.method == "HEAD" else found.data, headers=headers)
+    return Response(found.data, headers=headers | {"content-type": found.content_type})
 
 
 @router.route("/web/session", "POST", include_in_schema=False)

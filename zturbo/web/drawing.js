@@ -34,7 +34,7 @@ function pictureOf(event, index, request, { group, timings }) {
     prompt: event.revised_prompt ?? event.prompt ?? request.prompt,
     flagged: event.has_nsfw_concepts?.[0] ?? false,
     verdict: event.safety ? { ...event.safety, score: event.safety.scores[index] } : null,
-    credits: event.usage && event.usage.credits_used / request.num_images, // each event names the whole request's
+    credits: event.usage?.credits_used,
     timings: event.timings ?? timings,
     model: event.model_version ?? model()?.version,
     ...(event.prompt_expansion && { expansion: event.prompt_expansion }),
