@@ -139,7 +139,7 @@ def test_several_pictures_and_json(run: Callable[..., Told], one_step: list[str]
 def test_a_picture_to_stdout_from_a_prompt_on_stdin(
     model: Path, one_step: list[str], monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes]
 ) -> None:
-    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO("Füchse\n".encode())))
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO("\ufeffFüchse\r\n".encode())))
     code = main(["generate", "-", *one_step[2:], "--output", "-", "--format", "webp", "--seed", "1"])
     data = capfdbinary.readouterr().out
     assert code == 0
@@ -246,6 +246,7 @@ BAD_INPUT = [
     (["--quantization", "int4"], ["--quantization", "nearest valid value: int8"]),
     (["--output", "a.bmp"], ["--output", ".png, .jpg, .jpeg, .webp", "a.bmp"]),
     (["--output", "a.png", "--format", "webp"], ["--output", "contradicts --format webp"]),
+    (["--output", f"{'a' * 300}.png"], ["--output", "too long for a file", "choose a shorter one"]),
     (["--output", "none/a.png"], ["--output", "'none' is no folder", "make it first"]),
     (["--output", "folder.png"], ["--output", "is a folder", "folder.png/picture.png"]),
     (["--output", "-", "-n", "2"], ["--output", "one picture"]),

@@ -424,3 +424,11 @@ def test_help_loads_no_database(command: str) -> None:
     code = f"import sys\nfrom zturbo.cli import main\nmain({command.split()!r})\nprint(sorted(sys.modules))"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert not [name for name in ("sqlite3", "asyncio", "fastapi", "torch", "pydantic") if f"'{name}'" in loaded]
+
+
+def test_a_key_with_a_name_in_another_script_hides_no_list(run: Callable[..., Told], data: Path) -> None:
+    run("keys", "create", "ключ")
+    code = "from zturbo.cli import main\nraise SystemExit(main(['keys', 'list']))"
+    environment = {**os.environ, "PYTHONIOENCODING": "latin-1"}
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, env=environment)
+    assert b"\\u043a\\u043b\\u044e\\u0447" in told.stdout

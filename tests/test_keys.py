@@ -244,6 +244,24 @@ def test_only_a_working_manager_counts() -> None:
             asyncio.run(keys.keep_a_manager(store, last.prefix, facts, NOW + 1))
 
 
+def test_the_key_of_the_first_start_may_be_given_in_the_settings() -> None:
+    store = MemoryRecords().keys
+    made = asyncio.run(keys.first_key(store, "", NOW))
+    assert made is not None
+    assert asyncio.run(keys.first_key(store, made, NOW)) is None
+    (only,) = asyncio.run(store.list())
+    assert only.prefix == made[:8]
+
+
+def test_a_given_key_that_cannot_be_made_takes_no_other_away() -> None:
+    store = MemoryRecords().keys
+    asyncio.run(keys.first_key(store, "0" * 32, NOW))
+    _, text = create(store)
+    with pytest.raises(InvalidInput, match="exists already"):
+        asyncio.run(keys.first_key(store, text[:8] + "f" * 24, NOW))
+    assert len(asyncio.run(store.list())) == 2
+
+
 def test_the_name_of_the_given_key_is_nobody_elses() -> None:
     store = MemoryRecords().keys
     asyncio.run(keys.first_key(store, "0" * 32, NOW))

@@ -11,6 +11,7 @@ Exit codes: 0 done; 2 bad input, told with what was got and what is allowed; 1 a
 --help is instant. ZTURBO_DEBUG=1 shows tracebacks.
 """
 
+import io
 import json
 import math
 import os
@@ -26,7 +27,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import typer
 
 from zturbo import __version__, cli_records
-from zturbo.cli_options import ConfigFile, Json
+from zturbo.cli_options import ConfigFile, Json, write_path
 from zturbo.config import Config, load_config
 from zturbo.errors import (
     ConfigError,
@@ -37,7 +38,7 @@ from zturbo.errors import (
     WeightsNotFound,
     ZTurboError,
 )
-from zturbo.params import ACCELERATIONS, MAX_IMAGES, MAX_STEPS, OUTPUT_FORMATS, SIZES, GenerationParams
+from zturbo.params import ACCELERATIONS, MAX_IMAGES, MAX_STEPS, OUTPUT_FORMATS, SIZES, GenerationParams, shown
 from zturbo.pictures import EXTENSIONS, Settings, encode, format_of, slug, write_atomic, write_new
 
 if TYPE_CHECKING:
@@ -53,6 +54,8 @@ INTERRUPTED = 130
 BAD_INPUT = (WeightsNotFound, ConfigError, DeviceError)
 """Errors in what the user typed or set, beside InvalidInput: a model, device or setting that is not there."""
 MAX_STDIN_BYTES = 1 << 20
+MAX_FILE_NAME = 250
+"""Bytes: file systems take 255, and a number may come to it."""
 FLAG_NAMES = {
     "prompt": "PROMPT",
     "size": "--size",
@@ -95,6 +98,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         the exit code. Errors have been told on stderr by then; with ZTURBO_DEBUG=1 they are raised instead.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a name in another script must not hide the whole list
     try:
         code = app(args=arguments, prog_name="zturbo", standalone_mode=False)
     except Exception as error:
@@ -220,7 +225,7 @@ def generate(
         drawn = replace(params, acceleration=engine.levels[params.acceleration].drawn)
         paths.append(_write(screened, target, drawn, config, engine, expansion))
         if paths[-1] is not None and not as_json:
-            _print_path(paths[-1])
+            write_path(paths[-1])
 
     done = _draw(engine, params, quiet, keep, expansion)
     timings = {"load": load_s, **done.timings}
@@ -248,7 +253,7 @@ def print_path(name: Annotated[str, typer.Argument(metavar="NAME", help="A known
     """Print the folder or file of a model that is on this computer."""
     from zturbo.engine.catalog import resolve
 
-    _print_path(resolve(name)[1])
+    write_path(resolve(name)[1])
 
 
 @models.command()
@@ -261,10 +266,10 @@ def pull(name: Annotated[str, typer.Argument(metavar="NAME", help="A known model
     if model is not None and model.repository is None:
         path = resolve(name)[1]
         _say(f"{model.name} ships with zturbo: there is nothing to download")
-        _print_path(path)
+        write_path(path)
         return
     repository = model.repository if model is not None and model.repository is not None else name
-    _print_path(hub.pull(repository, on_verified=lambda file: _say(f"verified {file}")))
+    write_path(hub.pull(repository, on_verified=lambda file: _say(f"verified {file}")))
 
 
 @models.command()
@@ -353,6 +358,8 @@ class Target:
             raise _refused(
                 f"{file.name!r} contradicts --format {params.output_format}", output, "leave one of them out"
             )
+        if file is not None and len(os.fsencode(file.name)) > MAX_FILE_NAME:
+            raise _refused(f"the name {shown(file.name)} is too long for a file", output, "choose a shorter one")
         if file is not None and file.is_dir():
             raise _refused(f"{output!r} is a folder", output, f"name a file in it: {file / ('picture' + extension)}")
         folder = file.parent if file is not None else config.output_dir
@@ -413,7 +420,7 @@ def _prompt(text: str) -> str:
     if text != "-":
         return text
     try:
-        return sys.stdin.buffer.read(MAX_STDIN_BYTES).decode("utf-8").rstrip("\r\n")
+        return sys.stdin.buffer.read(MAX_STDIN_BYTES).decode("utf-8-sig").rstrip("\r\n")
     except UnicodeDecodeError as error:
         message = f"stdin must be UTF-8 text; byte {error.start} is 0x{error.object[error.start]:02x}"
         raise InvalidInput([Problem(("PROMPT",), message, None)]) from error
@@ -649,13 +656,6 @@ def _closing_line(done: "Progress", timings: dict[str, float]) -> str:
     seeds = ", ".join(str(picture.seed) for picture in done.pictures)
     parts = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in timings.items())
     return f"seed {seeds}; {parts}"
-
-
-def _print_path(path: Path) -> None:
-    """A path as the system spells it, whatever the terminal's encoding."""
-    sys.stdout.flush()
-    sys.stdout.buffer.write(os.fsencode(path) + b"\n")
-    sys.stdout.buffer.flush()
 
 
 def _say(text: str) -> None:

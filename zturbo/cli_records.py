@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from zturbo.cli_options import ConfigFile, Json
+from zturbo.cli_options import ConfigFile, Json, write_path
 from zturbo.config import load_config
 from zturbo.errors import InvalidInput, NoSuchKey, Problem
 
@@ -272,7 +272,10 @@ def backup(
     from zturbo.storage.embedded import back_up
 
     count = asyncio.run(back_up(load_config({}, config_file), folder, pictures))
-    print(json.dumps({"folder": str(folder), "pictures": count}) if as_json else folder)
+    if as_json:
+        print(json.dumps({"folder": str(folder), "pictures": count}))
+    else:
+        write_path(folder)
     if not as_json:
         _say(f"records and {count} pictures; to restore, stop the server and make this its data folder")
 

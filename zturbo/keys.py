@@ -108,7 +108,8 @@ async def first_key(keys: Keys, given: str, now_ms: int) -> str | None:
     """Make sure that a server has a key with every scope.
 
     Args:
-        given: the operator's own, or "" for none. A given one takes the place of the one given before.
+        given: the operator's own, or "" for none. A given one takes the place of the one given before; one that this
+            server made, such as the one it showed at its first start, stays what it is.
 
     Returns:
         The text of a key made now, to be shown once; None where there is one.
@@ -123,12 +124,12 @@ async def first_key(keys: Keys, given: str, now_ms: int) -> str | None:
             return None
         _, text = await create(keys, "first start", now_ms, scopes=SCOPES)
         return text
-    before = [key for key in known if key.name == GIVEN_NAME]
-    if any(hmac.compare_digest(key.digest, digest(given)) for key in before):
+    if any(hmac.compare_digest(key.digest, digest(given)) for key in known):
         return None
-    for key in before:
-        await keys.delete(key.prefix)
     await create(keys, GIVEN_NAME, now_ms, scopes=SCOPES, text=given)
+    for key in known:
+        if key.name == GIVEN_NAME:
+            await keys.delete(key.prefix)
     return None
 
 

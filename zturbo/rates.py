@@ -1,16 +1,18 @@
 """How often, and how many at once: the limits of each key's requests, counted in this process.
 
-The counting is the `limits` package's, over a moving window of one minute. Knows neither HTTP nor torch.
+Over a moving window of one minute. Knows neither HTTP nor torch.
 """
 
-from collections import Counter
+import math
+from collections import Counter, defaultdict, deque
 from collections.abc import Iterator
 from contextlib import contextmanager
-from time import time
+from time import monotonic
 
 from zturbo.errors import RateLimited
 
 CONCURRENCY_RETRY_S = 1
+WINDOW_S = 60.0
 
 
 class KeyRates:
@@ -47,19 +49,17 @@ class KeyRates:
 
 
 class _Window:
-    """At most `per_minute` requests in any sixty seconds."""
+    """At most `per_minute` requests in any sixty seconds, whatever the wall clock does."""
 
     def __init__(self, per_minute: int) -> None:
-        from limits import RateLimitItemPerMinute
-        from limits.storage import MemoryStorage
-        from limits.strategies import MovingWindowRateLimiter
-
-        self._limit, self._limiter = RateLimitItemPerMinute(per_minute), MovingWindowRateLimiter(MemoryStorage())
         self._per_minute = per_minute
+        self._taken: defaultdict[str, deque[float]] = defaultdict(deque)
 
     def take(self, prefix: str) -> None:
-        if self._limiter.hit(self._limit, prefix):
-            return
-        reset_s = self._limiter.get_window_stats(self._limit, prefix).reset_time - time()
-        wait_s = min(60, max(1, -int(-reset_s // 1)))
-        raise RateLimited(f"this key may send {self._per_minute} requests a minute", wait_s)
+        now, taken = monotonic(), self._taken[prefix]
+        while taken and taken[0] <= now - WINDOW_S:
+            taken.popleft()
+        if len(taken) >= self._per_minute:
+            wait_s = max(1, math.ceil(taken[0] + WINDOW_S - now))
+            raise RateLimited(f"this key may send {self._per_minute} requests a minute", wait_s)
+        taken.append(now)

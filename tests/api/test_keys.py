@@ -90,6 +90,15 @@ async def test_the_whole_key_is_shown_once(server: Server) -> None:
         assert "digest" not in answer.text
 
 
+async def test_a_whole_key_in_a_path_is_in_no_log(server: Server, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "zturbo.http")
+    whole = "0123456789abcdef" * 2
+    assert (await server.client.delete(f"/v1/keys/{whole}")).status_code == 404
+    paths = [record.__dict__.get("path") for record in caplog.records]
+    assert "/v1/keys/01234567..." in paths
+    assert whole not in str([record.__dict__ for record in caplog.records])
+
+
 @pytest.mark.parametrize("content", [b"", b"{}", json.dumps({"name": None, "scopes": None, "limit": None}).encode()])
 async def test_everything_may_be_left_out(server: Server, content: bytes) -> None:
     headers = {"content-type": "application/json"} if content else {}

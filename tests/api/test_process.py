@@ -416,6 +416,29 @@ def test_told_to_stop_it_finishes_what_runs_and_refuses_what_comes(tmp_path: Pat
         assert sorted(statuses(server)) == ["done"] * 3 + ["rejected"]
 
 
+def test_a_terminal_that_closes_ends_it_like_any_other_word_to_stop(tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+    gate.touch()
+    with serving(tmp_path, gate=gate) as server:
+        gate.unlink()
+        answers: list[int] = []
+        asking = threading.Thread(target=lambda: answers.append(draw(server).status))
+        asking.start()
+        until(lambda: statuses(server) == ["running"], "a request")
+        os.kill(server.process.pid, signal.SIGHUP)
+        until(lambda: server.answers("/readyz") != 200, "it to be no longer ready")
+        gate.touch()
+        assert server.process.wait(60) == 0
+        asking.join()
+        assert answers == [200]
+        assert "Traceback" not in server.log.read_text("utf-8")
+
+
+def test_it_listens_where_a_name_says(tmp_path: Path) -> None:
+    with serving(tmp_path, host="localhost") as server:
+        assert server.ask("GET", "/healthz").status == 200
+
+
 def test_told_to_stop_it_does_not_wait_for_ever(tmp_path: Path) -> None:
     """A picture that takes longer than the grace is given up: its client is told, and its request is not charged."""
     gate = tmp_path / "gate"

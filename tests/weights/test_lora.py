@@ -353,6 +353,7 @@ def test_what_cannot_be_merged_is_named(tmp_path: Path, tensors: State, reason: 
         ('{"transformer.lora_alpha": "8"}', "the alpha '8'"),
         ('{"transformer.lora_alpha": true}', "the alpha True"),
         ('{"transformer.alpha_pattern": [1]}', "alpha_pattern"),
+        ('{"transformer.alpha_pattern": {"layers\\\\.[0-9]+": 4}}', "regular expression .*names are supported"),
         ('{"transformer.use_dora": true}', "is DoRA"),
     ],
 )

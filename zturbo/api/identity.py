@@ -24,6 +24,7 @@ from zturbo.tokens import new_token
 
 CLIENT_CLOSED = 499
 """The status of an answer that nobody reads, because the client is gone."""
+_WHOLE_KEY = re.compile(r"\b([0-9a-f]{8})[0-9a-f]{24}\b")
 CLIENT_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 EXPOSED = ("x-request-id", "x-inference-id", "x-client-request-id", "x-aimlapi-credits-used", "x-aimlapi-usd-spent",
            "retry-after", "x-should-retry", "idempotent-replayed")  # fmt: skip
@@ -70,7 +71,7 @@ class RequestIds:
         except ClientDisconnect:  # while its body was being read, or our answer was not: nobody is left to answer
             status = CLIENT_CLOSED
         except Exception as error:
-            log.exception("crashed", extra={"request_id": request_id, "path": scope["path"]})
+            log.exception("crashed", extra={"request_id": request_id, "path": _told(scope["path"])})
             if status:
                 raise
             tags.extend(READABLE)  # this answer does not pass the middleware that says so of all others
@@ -81,9 +82,14 @@ class RequestIds:
                 log.info(
                     "answered",
                     extra={"request_id": request_id, "client_request_id": client_id, "method": scope["method"],
-                           "path": scope["path"], "status": status, "key": scope["state"].get("key"),
+                           "path": _told(scope["path"]), "status": status, "key": scope["state"].get("key"),
                            "seconds": round(time.perf_counter() - start, 4)},
                 )  # fmt: skip
+
+
+def _told(path: str) -> str:
+    """A path as the log has it: of a whole key, sent where its prefix was asked for, the prefix alone."""
+    return _WHOLE_KEY.sub(r"\1...", path)
 
 
 def client_id_of(headers: Headers) -> str | None:

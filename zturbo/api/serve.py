@@ -91,17 +91,22 @@ def _load_safety(config: Config) -> "Safety":
     return safety
 
 
-def _probe(host: str, port: int) -> None:
+def _probe(host: str, port: int) -> str:
     """Find out whether an address is free. Granian would share a port with another server, and nobody would notice.
+
+    Returns:
+        The address in numbers, which is all that Granian takes; of a name with several the IPv4 one.
 
     Raises:
         ConfigError: it is taken, or is no address of this computer.
     """
     try:
-        family, kind, number, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        family, kind, number, _, address = min(found, key=lambda one: one[0] != socket.AF_INET)
         with socket.socket(family, kind, number) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # connections that just ended do not count
             probe.bind(address)
+        return str(address[0])
     except OSError as error:
         raise ConfigError(
             f"cannot listen on {host}:{port}: {error.strerror or error}", "choose another --port, or stop what has it"
@@ -126,16 +131,22 @@ def _say(text: str) -> None:
 
 
 def _tell_workers(granian: Any, number: int) -> None:
-    """Have Granian tell its worker of a SIGTERM or SIGINT at once, not when all connections have ended."""
-    interrupt = granian.signal_handler_interrupt
+    """Have Granian tell its worker of a SIGTERM or SIGINT at once, not when all connections have ended.
+
+    A SIGHUP, as of a terminal that closes, is taken for one of these: Granian would start a second worker beside the
+    first, which holds the data folder.
+    """
+    interrupt, supervisor = granian.signal_handler_interrupt, os.getpid()
 
     def told(*args: Any, **kwargs: Any) -> None:
+        if os.getpid() != supervisor:  # a worker that was just forked and has no handlers of its own yet
+            os._exit(0)
         for worker in granian.wrks:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(worker.inner.pid, number)
         interrupt(*args, **kwargs)
 
-    granian.signal_handler_interrupt = told
+    granian.signal_handler_interrupt = granian.signal_handler_reload = told
 
 
 def run(config: Config, config_file: Path | None, factory: str = "zturbo.api.serve:make_app") -> None:
@@ -152,7 +163,7 @@ def run(config: Config, config_file: Path | None, factory: str = "zturbo.api.ser
     from granian import Granian
     from granian.constants import HTTPModes, Interfaces
 
-    _probe(config.host, config.port)
+    numbers = _probe(config.host, config.port)
     asyncio.run(try_storage(config))  # here it is one message; in the worker a traceback, and another try
     if config_file is not None:
         os.environ[CONFIG_VARIABLE] = str(config_file)
@@ -164,7 +175,7 @@ def run(config: Config, config_file: Path | None, factory: str = "zturbo.api.ser
     granian = Granian(
         factory,
         factory=True,
-        address=config.host,
+        address=numbers,
         port=config.port,
         interface=Interfaces.ASGI,
         workers=1,

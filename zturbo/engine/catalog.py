@@ -64,6 +64,14 @@ def _pulled(name: str) -> Path | None:
     return find(name)
 
 
+def _exists(path: Path) -> bool:
+    """Whether it is there; a text that is too long for a path is none."""
+    try:
+        return path.exists()
+    except OSError:
+        return False
+
+
 def resolve(name_or_path: str) -> tuple[str, Path, KnownModel | None]:
     """Name for people, path, and catalog entry (None for a folder or file of one's own, or another model of the hub).
 
@@ -85,7 +93,7 @@ def resolve(name_or_path: str) -> tuple[str, Path, KnownModel | None]:
             )
         return model.name, path, model
     path = Path(name_or_path).expanduser()
-    if path.exists():
+    if _exists(path):
         return path.stem if path.is_file() else path.resolve().name, path, None
     if (pulled := _pulled(name_or_path)) is not None:
         return name_or_path, pulled, None

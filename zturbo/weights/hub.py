@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from zturbo.errors import DownloadError, WeightsNotFound
+from zturbo.pictures import write_atomic
 from zturbo.weights.transfer import download
 
 if TYPE_CHECKING:
@@ -118,7 +119,17 @@ def pull(
     for path in _verified(model, folder, weights):
         if on_verified:
             on_verified(path)
+    if model.revision != commit:
+        _name_commit(folder, model.revision)
     return folder
+
+
+def _name_commit(snapshot: Path, revision: str) -> None:
+    """Note, as the hub's client reads it, which commit a branch or tag stands for; it does so itself only where it
+    was asked for the branch, and then a newer commit than the one that was checked could have come."""
+    reference = snapshot.parent.parent / "refs" / revision
+    reference.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(reference, snapshot.name.encode())
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,6 +39,7 @@ _DOTTED = (
 )
 _UNDERSCORED = ("lora_unet_", "lora_transformer_", "lycoris_")  # kohya and musubi, OneTrainer, SimpleTuner
 
+_PLAIN_NAME = re.compile(r"[\w.]+", re.ASCII)
 _PART = re.compile(
     r"(?P<module>.+)\.(?:lora[_.](?P<side>A|B|down|up)(?:(?:\.\w+)?\.weight)?|(?P<rest>alpha|lokr_w[12](?:_[ab])?))"
 )
@@ -245,6 +246,10 @@ class _Alphas:
         self._root = bool(settings.get("use_rslora"))  # rank-stabilised: alpha / sqrt(rank)
         if not isinstance(self._pattern, dict):
             raise bad_file(path, f"has the alpha_pattern {self._pattern!r}, expected an object", "")
+        if odd := [name for name in self._pattern if not _PLAIN_NAME.fullmatch(name)]:
+            raise bad_file(
+                path, f"has the regular expression {odd[0][:80]!r} in its alpha_pattern; names are supported", ""
+            )
 
     def scale(self, adapter: _Adapter, rank: int) -> float:
         if (tensor := adapter.parts.get("alpha")) is not None:
@@ -257,7 +262,7 @@ class _Alphas:
         return self._checked(alpha, adapter) / (math.sqrt(rank) if self._root else rank)
 
     def _from_settings(self, module: str) -> Any:
-        """PEFT matches patterns as regular expressions; here a pattern is a name or its last parts."""
+        """PEFT matches regular expressions, with which a file could hang us; here they are last parts of names."""
         for name, alpha in self._pattern.items():
             if module == name or module.endswith(f".{name}"):
                 return alpha
