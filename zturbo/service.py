@@ -361,7 +361,8 @@ class Service:
     async def settle(self) -> None:
         """End the rows of requests that have given up, and free their keys; what the disk refuses is tried again."""
         for owner, key in list(self._unreleased):
-            await self.release(owner, key)
+            if (owner, key) in self._unreleased:  # else it was freed meanwhile, and may be another request's by now
+                await self.release(owner, key)
         for request_id, ending in list(self._unsettled.items()):
             try:
                 await self.records.ledger.finish(request_id, ending)

@@ -1,6 +1,7 @@
 """What every `Files` does."""
 
 import asyncio
+import logging
 import re
 
 import pytest
@@ -111,10 +112,29 @@ async def test_pictures_that_no_request_knows_are_removed(store: Store) -> None:
     row = request()
     await records.ledger.start(row, 1, None)
     await records.ledger.finish(row.request_id, done(1, files=(known,)))
-    assert await remove_unknown(store.files, records.history) == 1
+    assert await remove_unknown(store.files, records.history, "here") == 1
     assert await content(store.files, known) == b"known"
     with pytest.raises(NoSuchFile):
         await store.files.open(unknown)
+
+
+async def test_more_unknown_pictures_than_a_crash_leaves_all_stay(
+    store: Store, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """So that records of an older backup cost no picture."""
+    monkeypatch.setattr("zturbo.storage.files.MAX_UNKNOWN", 2)
+    history, names = MemoryRecords().history, [await store.files.put(b"x", "png") for _ in range(3)]
+    with caplog.at_level(logging.INFO, "zturbo"):
+        assert await remove_unknown(store.files, history, "/the/folder") == 0
+        assert [await content(store.files, name) for name in names] == [b"x"] * 3
+        await store.files.delete(names[0])
+        assert await remove_unknown(store.files, history, "/the/folder") == 2
+        assert await remove_unknown(store.files, history, "/the/folder") == 0
+    kept, removed = caplog.records
+    assert (kept.levelname, removed.levelname) == ("WARNING", "INFO")
+    assert kept.getMessage().startswith("3 pictures in /the/folder are in no record")
+    assert "put back those that belong to them" in kept.getMessage()
+    assert removed.getMessage().startswith("removed 2 pictures in /the/folder")
 
 
 async def test_closing_twice(store: Store) -> None:

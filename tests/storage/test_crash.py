@@ -87,7 +87,7 @@ async def judge_pictures(folder: Path) -> None:
         named = {name for (name,) in ask(folder / "records.db", "SELECT name FROM pictures")}
         stored = {name for one in await files.folders() for name in await files.names(one)}
         assert named <= stored, "no row without its picture"
-        assert await remove_unknown(files, records.history) == len(stored - named)
+        assert await remove_unknown(files, records.history, str(folder)) == len(stored - named)
         assert {name for one in await files.folders() for name in await files.names(one)} == named
         for name in stored & named:
             with (await files.open(str(name))).stream as stream:

@@ -189,6 +189,28 @@ async def test_sweeping_a_full_disk_makes_room(tmp_path: Path, monkeypatch: pyte
     await files.close()
 
 
+async def test_a_folder_that_cannot_be_swept_keeps_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(local, "FOLDER_SIZE", 1)
+    files, unlink = await LocalFiles.start(tmp_path), local._unlink
+    stuck, *others = sorted([await files.put(b"x", "png") for _ in range(3)])
+
+    def refused(folder: Path, names: list[str]) -> None:
+        if folder.name == stuck[:8]:
+            raise PermissionError(errno.EPERM, "Operation not permitted")
+        unlink(folder, names)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(local, "_unlink", refused)
+        with pytest.raises(StorageError, match="Operation not permitted"):
+            await files.sweep(2**60)
+    assert await content(files, stuck) == b"x"
+    for name in others:
+        with pytest.raises(FileGone):
+            await files.open(name)
+    assert await files.sweep(2**60) == 1
+    await files.close()
+
+
 async def test_a_folder_that_is_gone_is_a_fault_and_not_an_absence(tmp_path: Path) -> None:
     files = await LocalFiles.start(tmp_path / "files")
     name = await files.put(b"x", "png")

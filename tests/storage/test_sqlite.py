@@ -168,6 +168,43 @@ async def test_the_event_loop_runs_on_while_a_write_waits(tmp_path: Path) -> Non
     await opened.close()
 
 
+async def test_a_key_is_found_while_all_of_the_usage_is_summed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, connect = tmp_path / "r.db", database._connect
+    records = await open_sqlite(path)
+    await records.keys.add(key())
+    await records.close()
+    change(path, """WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n LIMIT 3000)
+        INSERT INTO generations (request_id, inference_id, created_ms, origin, status, held, credits, seconds)
+        SELECT i, i, i, 'api', 'done', 0, 0, '{}' FROM n""")  # fmt: skip
+    begun, hold = threading.Event(), threading.Event()
+
+    def wait() -> bool:
+        begun.set()
+        return not hold.wait(10)
+
+    def held_where_long(path: Path, *, read_only: bool = False) -> sqlite3.Connection:
+        connection = connect(path, read_only=read_only)
+        connection.set_progress_handler(wait, 10_000)  # instructions: a key takes some tens, a sum many per row
+        return connection
+
+    monkeypatch.setattr(database, "_connect", held_where_long)
+    records = await open_sqlite(path)
+    scans = [asyncio.create_task(call) for _ in range(3) for call in
+             (records.history.usage(0, NOW), records.history.logs(3000), records.keys.list())]  # fmt: skip
+    try:
+        await asyncio.to_thread(begun.wait, 10)
+        async with asyncio.timeout(5):
+            assert await records.keys.get("0123abcd") == key()
+            await records.ledger.spending("0123abcd", "month", NOW)
+            await records.ledger.account()
+            assert await records.ledger.get("nobody") is None
+        assert not any(scan.done() for scan in scans)
+    finally:
+        hold.set()
+        await asyncio.gather(*scans)
+        await records.close()
+
+
 async def test_closing_finishes_what_waits_and_refuses_what_comes(tmp_path: Path) -> None:
     records = await open_sqlite(tmp_path / "r.db")
     waiting = [asyncio.create_task(delivered_row(records)) for _ in range(100)]
@@ -387,8 +424,9 @@ async def test_a_damaged_page_is_told(tmp_path: Path) -> None:
         file.seek(4096)
         file.write(b"\xff" * (path.stat().st_size - 4096))
     records = await open_sqlite(path)
-    with pytest.raises(StorageError, match="malformed"):
+    with pytest.raises(StorageError, match="malformed") as caught:
         await records.keys.list()
+    assert "replace the whole data folder" in caught.value.hint, "the old -wal would be read into a new file"
     with pytest.raises(StorageError, match="malformed"):
         await delivered(records)
     await records.close()

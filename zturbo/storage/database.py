@@ -35,19 +35,24 @@ APPLICATION_ID = 0x7A747262
 """In the file's header: tells our databases from others. "ztrb"."""
 BUSY_TIMEOUT_S = 5.0
 """How long a write waits for another process before it is given up."""
-READERS = 2
+SCANNERS = 2
+"""Threads for reads that grow with the database."""
 MAX_BATCH = 64
 """Jobs of one transaction."""
 WAL_LIMIT_BYTES = 64 * 2**20
 """A write-ahead log that grew past it is cut when it starts anew."""
+_RESTORE = (
+    "stop the server and replace the whole data folder by a backup; a -wal file that is left beside this one would be"
+    " read into its replacement"
+)
 _HINTS = {
     "full": "make room on the disk; nothing else need be done",
     "disk I/O": "look at the disk: full, over a quota, or failing",
     "readonly": "let the server write to the file and its folder",
     "unable to open": "let the server read and write the file and its folder",
     "locked": "another program keeps the database locked",
-    "malformed": "restore a backup",
-    "not a database": "choose another file, or restore a backup",
+    "malformed": _RESTORE,
+    "not a database": f"choose another file; or {_RESTORE}",
 }
 
 
@@ -69,7 +74,8 @@ class Database:
         self._turn = turn
         self._serving = serving
         self._jobs: queue.SimpleQueue[tuple[Job[Any], asyncio.Future[Any]] | None] = queue.SimpleQueue()
-        self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="zturbo-read")
+        self._reader = ThreadPoolExecutor(1, thread_name_prefix="zturbo-read")
+        self._scanners = ThreadPoolExecutor(SCANNERS, thread_name_prefix="zturbo-scan")
         self._reading = threading.local()
         self._read_connections: list[sqlite3.Connection] = []
         self._closed = False
@@ -130,15 +136,22 @@ class Database:
             return await future
 
     async def read(self, job: Job[Result]) -> Result:
-        """Run a job on a connection that cannot write.
+        """Run a short job on a connection that cannot write. No `scan` holds it up: a request's key is read so.
 
         Raises:
             StorageError: it cannot be read.
         """
+        return await self._read_on(self._reader, job)
+
+    async def scan(self, job: Job[Result]) -> Result:
+        """As `read`, for a job that takes the longer the more there is."""
+        return await self._read_on(self._scanners, job)
+
+    async def _read_on(self, pool: ThreadPoolExecutor, job: Job[Result]) -> Result:
         with self._gate:
             if self._closed:
                 raise StorageError(f"{self.path} is closed", "the server is shutting down")
-            future = self._readers.submit(lambda: job(self._read_connection()))
+            future = pool.submit(lambda: job(self._read_connection()))
         with translated(self.path):
             return await asyncio.wrap_future(future)
 
@@ -161,7 +174,8 @@ class Database:
             self._closed = True
             self._jobs.put(None)
         self._thread.join()
-        self._readers.shutdown()
+        self._reader.shutdown()
+        self._scanners.shutdown()
         for connection in self._read_connections:
             connection.close()
         self._turn.take(BUSY_TIMEOUT_S)  # the last connection of all writes the log back; who never gets a turn is not

@@ -4,12 +4,14 @@ import asyncio
 import os
 import shutil
 import sys
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
 from zturbo.config import Config
 from zturbo.errors import StorageError
+from zturbo.pictures import sync_folder
 from zturbo.storage.database import translated
 from zturbo.storage.files import Files, remove_unknown
 from zturbo.storage.local import LocalFiles, copy_pictures
@@ -38,7 +40,7 @@ async def open_storage(config: Config) -> Storage:
     """
     storage = await _take(config)
     try:
-        await remove_unknown(storage.files, storage.records.history)
+        await remove_unknown(storage.files, storage.records.history, str(config.files_dir))
     except BaseException:
         await storage.close()
         raise
@@ -82,7 +84,8 @@ async def back_up(config: Config, target: Path, pictures: bool = True) -> int:
     """Copy the data folder to a new one, while a server uses it or not; the copy appears whole or not at all.
 
     The records first: a picture is on the disk before a row names it, so none that they name is missed. Pictures that
-    are younger are copied as well; a server that starts on the copy removes them, as after a power failure.
+    are younger are copied as well; a server that starts on the copy treats them as `remove_unknown` says. Who is
+    cancelled leaves nothing of the copy.
 
     Returns:
         How many pictures were copied.
@@ -94,19 +97,28 @@ async def back_up(config: Config, target: Path, pictures: bool = True) -> int:
         if target.exists():
             raise StorageError(f"{target} exists already", "name a folder that does not exist")
         temporary = target.with_name(f".{os.urandom(8).hex()}.part")
-        records = await open_records(config, make=False)
+        records, stop = await open_records(config, make=False), threading.Event()
+        copying = asyncio.ensure_future(_copy(config, records, temporary, pictures, stop))
         try:
-            temporary.mkdir(mode=0o700)
-            await records.backup(temporary / config.records_file.name)
-            copy = temporary / config.files_dir.name
-            count = await asyncio.to_thread(copy_pictures, config.files_dir, copy) if pictures else 0
+            count = await asyncio.shield(copying)
             if sys.platform != "win32":
                 await asyncio.to_thread(os.sync)  # once, where a sync of each file would take hours on a slow disk
             temporary.rename(target)
+            sync_folder(target.parent)
             return count
         finally:
+            stop.set()
+            await asyncio.gather(copying, return_exceptions=True)  # its thread would write on into what is removed here
             shutil.rmtree(temporary, ignore_errors=True)
             await records.close()
+
+
+async def _copy(config: Config, records: SqliteRecords, target: Path, pictures: bool, stop: threading.Event) -> int:
+    target.mkdir(mode=0o700)
+    await records.backup(target / config.records_file.name)
+    if not pictures:
+        return 0
+    return await asyncio.to_thread(copy_pictures, config.files_dir, target / config.files_dir.name, stop)
 
 
 def now_ms() -> int:

@@ -4,6 +4,7 @@ A name is `<8 hex>/<21 characters>.<png|jpeg|webp>`, as published URLs end. The 
 bits: whoever has the name may have the picture. The 8 only spread pictures over folders.
 """
 
+import logging
 import re
 import secrets
 from collections.abc import Callable
@@ -18,6 +19,9 @@ FOLDER_PATTERN = "[0-9a-f]{8}"
 PICTURE_PATTERN = rf"[A-Za-z0-9_-]{{{LENGTH}}}\.({'|'.join(OUTPUT_FORMATS)})"
 _NAME = re.compile(f"{FOLDER_PATTERN}/{PICTURE_PATTERN}")
 _FOLDER = re.compile(FOLDER_PATTERN)
+MAX_UNKNOWN = 100
+"""More pictures without a row than one crash leaves: those that were stored, and not charged for yet."""
+log = logging.getLogger("zturbo")
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +65,10 @@ class Files(Protocol):
         """The names of all pictures in one folder, whole."""
 
     async def sweep(self, before_ms: int) -> int:
-        """Remove what was put before a moment, and remember that it was there; returns how many."""
+        """Remove what was put before a moment, and remember that it was there; returns how many.
+
+        Where a part cannot be removed, the rest is, before the error is raised.
+        """
 
     async def close(self) -> None:
         """Let go of the store. Calling it again does nothing."""
@@ -93,16 +100,29 @@ def content_type_of(name: str) -> str:
     return f"image/{name.rpartition('.')[2]}"
 
 
-async def remove_unknown(files: Files, history: History) -> int:
+async def remove_unknown(files: Files, history: History, home: str) -> int:
     """Remove pictures that no delivered request refers to, as a killed server leaves them; returns how many.
 
-    For the start of a server: a picture that is on its way to its row has none either.
+    For the start of a server: a picture that is on its way to its row has none either. More than `MAX_UNKNOWN` are the
+    sign of records that are older than the pictures, or of another folder: then all of them stay.
+
+    Args:
+        home: where the pictures are, for the log.
     """
-    removed = 0
+    unknown: list[str] = []
     for folder in await files.folders():
         names = await files.names(folder)
         known = await history.known_files(names)
-        for name in names:
-            if name not in known:
-                removed += await files.delete(name)
+        unknown += (name for name in names if name not in known)
+    if len(unknown) > MAX_UNKNOWN:
+        log.warning(
+            "%d pictures in %s are in no record, more than a crash leaves; none is removed. If the records are older"
+            " than the pictures, stop the server and put back those that belong to them; else nothing need be done:"
+            " the pictures are served, and retention, where it is on, removes them",
+            len(unknown), home,
+        )  # fmt: skip
+        return 0
+    removed = sum([await files.delete(name) for name in unknown])
+    if removed:
+        log.info("removed %d pictures in %s that are in no record, as a killed server leaves them", removed, home)
     return removed

@@ -125,7 +125,7 @@ class LocalFiles:
     async def sweep(self, before_ms: int) -> int:
         def job() -> int:
             with self._sweeping:
-                return sum(_sweep_folder(folder, before_ms) for folder in _folders(self._root))
+                return _sweep_folders(_folders(self._root), before_ms)
 
         return await self._run(job)
 
@@ -200,10 +200,13 @@ class LocalFiles:
         return FileGone(name) if file in _swept_names(self._root / folder) else NoSuchFile(name)
 
 
-def copy_pictures(root: Path, target: Path) -> int:
+def copy_pictures(root: Path, target: Path, stop: threading.Event) -> int:
     """Copy every picture to a new folder, with its time, which retention counts from; returns how many. Blocks.
 
     A picture that is swept meanwhile is left out, and in the list of those that were.
+
+    Args:
+        stop: looked at before each file; once it is set, the copy ends where it is.
 
     Raises:
         StorageError: one of the folders cannot be read or written.
@@ -215,9 +218,24 @@ def copy_pictures(root: Path, target: Path) -> int:
             copy = target / folder.name
             copy.mkdir(mode=0o700)
             for name in (*(name for name, _ in _pictures(folder)), _SWEPT):  # the list last
+                if stop.is_set():
+                    return count
                 with contextlib.suppress(FileNotFoundError):
                     shutil.copy2(folder / name, copy / name)
                     count += name != _SWEPT
+    return count
+
+
+def _sweep_folders(folders: list[Path], before_ms: int) -> int:
+    """Sweep each of them; the first error is raised once all had their turn, so that none keeps the later ones."""
+    count, errors = 0, []
+    for folder in folders:
+        try:
+            count += _sweep_folder(folder, before_ms)
+        except OSError as error:
+            errors.append(error)
+    if errors:
+        raise errors[0]
     return count
 
 

@@ -141,7 +141,7 @@ class SqliteKeys:
 
     async def list(self) -> tuple[Key, ...]:
         query = f"{_SELECT_KEYS} ORDER BY created_ms, prefix"
-        return await self._database.read(lambda connection: tuple(map(_key, connection.execute(query))))
+        return await self._database.scan(lambda connection: tuple(map(_key, connection.execute(query))))
 
     async def update(self, prefix: str, change: Callable[[Key], Key]) -> Key | None:
         def job(connection: sqlite3.Connection) -> Key | None:
@@ -224,7 +224,7 @@ class SqliteHistory:
         query = f"""SELECT {day}, {model}, count(*), sum(status = 'done'), sum(status NOT IN ('done', 'running')),
                 sum(CASE status WHEN 'done' THEN coalesce(images, 0) ELSE 0 END), sum(credits)
             FROM generations {where} GROUP BY 1, 2 ORDER BY 1, 2"""
-        return await self._database.read(
+        return await self._database.scan(
             lambda connection: tuple(UsageRow(**_named(UsageRow, row)) for row in connection.execute(query, values))
         )
 
@@ -249,7 +249,7 @@ class SqliteHistory:
             rows = connection.execute(query, (*values, _storable(limit), _storable(offset)))
             return LogPage(tuple(map(_generation, rows)), total, offset)
 
-        return await self._database.read(lambda connection: _at_one_moment(connection, job))
+        return await self._database.scan(lambda connection: _at_one_moment(connection, job))
 
     async def known_files(self, names: Sequence[str]) -> frozenset[str]:
         def job(connection: sqlite3.Connection) -> frozenset[str]:
@@ -260,7 +260,7 @@ class SqliteHistory:
                 known.update(name for (name,) in connection.execute(query, some))
             return frozenset(known)
 
-        return await self._database.read(job)
+        return await self._database.scan(job)
 
 
 class SqliteIdempotency:
