@@ -4,6 +4,7 @@ Each test fails for any message on the console, any breach of the policy, and an
 time: they wait for what the page shows.
 """
 
+import ast
 import asyncio
 import base64
 import json
@@ -286,13 +287,11 @@ def last_status(playground: Playground) -> str:
 
 def test_the_prompt_as_drawn_and_flags_and_times_are_shown(context: BrowserContext, watch: Watch) -> None:
     """Members that a server may add to the last event."""
-    data = base64.b64encode(file_of("png", settings())).decode()
-    event = {
-        "type": "image_generation.completed", "b64_json": data, "width": 512, "height": 512, "seed": 4,
-        "content_type": "image/png", "output_format": "png", "revised_prompt": "a red boat on a calm sea",
-        "timings": {"queue": 1.5, "expand": 0.5, "denoise": 6.0, "total": 8.0}, "model_version": "instant@0",
-        "usage": {"credits_used": 10500},
-    }  # fmt: skip
+    event = completed(
+        revised_prompt="a red boat on a calm sea",
+        timings={"queue": 1.5, "expand": 0.5, "denoise": 6.0, "total": 8.0},
+        model_version="instant@0",
+    )
     page = opened(context, watch)
     page.route("**/v1/images/generations", lambda route: route.fulfill(body=f"data: {json.dumps(event)}\n\n"))
     draw(page)
@@ -305,19 +304,66 @@ def test_the_prompt_as_drawn_and_flags_and_times_are_shown(context: BrowserConte
 
 
 def script_the_stream(page: Page) -> None:
-    """Let the test be the network: `tell(event)` sends an event of the answer, `end()` ends it."""
+    """Let the test be the network: `tell(event)` sends an event of the answer, `end()` ends it, `cut()` breaks it."""
     page.evaluate(
         """() => {
             const real = window.fetch;
-            const start = (out) => {
+            const start = (signal) => (out) => {
                 const send = (text) => out.enqueue(new TextEncoder().encode(text));
                 window.tell = (event) => send(`data: ${JSON.stringify(event)}\\r\\n\\r\\n`);
                 window.end = () => out.close();
+                window.cut = () => out.error(new TypeError("network error"));
+                signal.addEventListener("abort", () => out.error(signal.reason));
             };
-            window.fetch = (path, options) =>
-                path.endsWith("generations") ? new Response(new ReadableStream({ start })) : real(path, options);
+            window.fetch = (path, options) => path.endsWith("generations")
+                ? new Response(new ReadableStream({ start: start(options.signal) })) : real(path, options);
         }"""
     )
+
+
+def completed(seed: int = 4, **members: Any) -> dict[str, Any]:
+    """The event that brings a picture."""
+    data = base64.b64encode(file_of("png", settings())).decode()
+    return {
+        "type": "image_generation.completed", "b64_json": data, "width": 512, "height": 512, "seed": seed,
+        "content_type": "image/png", "output_format": "png", "usage": {"credits_used": 10500},
+    } | members  # fmt: skip
+
+
+DONE = {"type": "image_generation.progress", "stage": "done", "image": 2, "images": 3, "step": 8, "steps": 8}
+
+
+@pytest.mark.parametrize("end", ["escape", "cut", "end"])
+def test_pictures_that_have_arrived_are_kept(page: Page, end: str) -> None:
+    """They are paid for, whatever becomes of those after them."""
+    script_the_stream(page)
+    choose(page, "images", 3)
+    start(page)
+    page.wait_for_function("() => Boolean(window.tell)")
+    for event in (DONE, completed(4), completed(5)):
+        page.evaluate("(event) => tell(event)", event)
+    expect(page.locator("#stage-name")).to_have_text("Saving")
+    if end == "escape":
+        page.keyboard.press("Escape")
+    else:
+        page.evaluate(f"{end}()")
+    expect(page.locator("#toast")).to_have_text("2 of 3 pictures arrived; the whole request was charged.")
+    expect(page.locator("#easel figure")).to_have_count(2)
+    expect(page.locator("#form-error")).to_be_hidden()
+    page.reload()
+    page.wait_for_selector("html[data-ready]")
+    expect(page.locator("#pictures li")).to_have_count(2)
+
+
+def test_a_late_cancel_does_not_claim_that_it_was_free(page: Page) -> None:
+    script_the_stream(page)
+    start(page)
+    page.wait_for_function("() => Boolean(window.tell)")
+    page.evaluate("(event) => tell(event)", DONE | {"image": 0, "images": 1})
+    expect(page.locator("#stage-name")).to_have_text("Saving")
+    page.keyboard.press("Escape")
+    expect(page.locator("#form-error")).to_contain_text("they may have been charged")
+    expect(page.locator("#toast")).to_be_hidden()
 
 
 def test_the_place_in_the_queue_is_shown(page: Page) -> None:
@@ -426,6 +472,47 @@ def test_a_server_that_is_gone_is_told(page: Page, watch: Watch) -> None:
     expect(page.locator("#form-error")).to_contain_text("The server does not answer")
 
 
+def test_while_one_request_runs_the_form_is_left_alone(page: Page, steps: Steps) -> None:
+    page.locator("#seed").fill("42")
+    steps.allow(8)
+    draw(page)
+    page.locator("#prompt").fill("another prompt")
+    page.locator("#draw").click()
+    expect(page.locator("#stage-name")).to_have_text("Reading the prompt")
+    page.locator("#pictures button").click()  # the first one, looked at meanwhile
+    for act in ("#act-vary", "#act-again"):
+        page.locator(act).click()
+        expect(page.locator("#toast")).to_have_text("Another request is being drawn. Esc cancels it.")
+        expect(page.locator("#prompt")).to_have_value("another prompt")
+        expect(page.locator("#seed-lock")).to_have_attribute("aria-pressed", "true")
+    page.locator("#act-remove").click()
+    page.locator("#examples button").first.click()
+    expect(page.locator("#prompt")).to_have_value("another prompt")
+    steps.allow(8)
+    expect(page.locator("#about .prompt")).to_have_text("another prompt")
+
+
+def test_a_browser_that_forbids_storage_draws_all_the_same(context: BrowserContext, watch: Watch) -> None:
+    """Even to look the storage up is an error there; a key lives as long as the page."""
+    context.add_init_script(
+        """for (const name of ["sessionStorage", "localStorage", "indexedDB"])
+            Object.defineProperty(window, name, { get() { throw new DOMException("denied", "SecurityError"); } });"""
+    )
+    page = opened(context, watch)
+    draw(page)
+    page.locator("#open-account").click()
+    page.get_by_label("API key", exact=True).fill(KEY)
+    page.get_by_role("button", name="Use it").click()
+    expect(page.locator("#account-now")).to_contain_text(f"with the key {KEY[:8]}…")
+    page.keyboard.press("Escape")
+    with page.expect_request("**/v1/images/generations") as sent:
+        draw(page)
+    assert sent.value.headers["authorization"] == f"Bearer {KEY}"
+    page.locator("#open-account").click()
+    page.get_by_role("button", name="Forget it").click()
+    expect(page.locator("#account-now")).to_contain_text("no key is needed")
+
+
 def test_markup_in_a_prompt_stays_text(page: Page) -> None:
     prompt = "<img src=x onerror=alert(1)><script>alert(2)</script>"
     draw(page, prompt)
@@ -488,6 +575,73 @@ def test_the_history_survives_a_reload(page: Page) -> None:
     page.wait_for_selector("html[data-ready]")
     expect(page.locator("#pictures li")).to_have_count(0)
     expect(page.locator("#empty")).to_be_visible()
+
+
+def wall(page: Page) -> list[str]:
+    """The pictures' ids, in the order of the wall."""
+    return page.locator("#pictures button").evaluate_all("(all) => all.map((one) => one.dataset.id)")
+
+
+def test_pictures_of_one_request_keep_their_order(page: Page) -> None:
+    choose(page, "images", 4)
+    choose(page, "size", "square")
+    page.locator("#seed").fill("10")
+    draw(page)
+    order = wall(page)
+
+    def seeds() -> list[str]:
+        found = []
+        for i in range(4):
+            if i:
+                page.locator("#easel button").nth(i).click()
+            found.append(facts(page)["Seed"])
+        page.locator("#easel button").first.click()
+        return found
+
+    assert seeds() == ["10", "11", "12", "13"]
+    page.locator("#pictures button").nth(1).click()
+    page.locator("#easel button").first.click()
+    assert seeds() == ["10", "11", "12", "13"]
+    page.reload()
+    page.wait_for_selector("html[data-ready]")
+    assert wall(page) == order
+    page.locator("#easel button").first.click()
+    assert seeds() == ["10", "11", "12", "13"]
+
+
+def test_removing_all_leaves_what_another_tab_drew(page: Page, watch: Watch) -> None:
+    draw(page, "mine")
+    other = opened(page.context, watch)
+    draw(other, "of the other tab")
+    page.bring_to_front()
+    page.on("dialog", lambda dialog: dialog.accept())
+    page.locator("#clear").click()
+    expect(page.locator("#history-empty")).to_be_visible()
+    expect(page.locator("#stage")).to_be_focused()
+    other.reload()
+    other.wait_for_selector("html[data-ready]")
+    expect(other.locator("#pictures li")).to_have_count(1)
+    expect(other.locator("#about .prompt")).to_have_text("of the other tab")
+
+
+def test_the_wall_shows_no_picture_that_the_database_let_go(context: BrowserContext, watch: Watch) -> None:
+    context.route(
+        "**/web/history.js",
+        lambda route: route.fulfill(
+            body=route.fetch().text().replace("MAX_PICTURES = 500", "MAX_PICTURES = 2"), content_type="text/javascript"
+        ),
+    )
+    page = opened(context, watch)
+    for prompt in ("one", "two"):
+        draw(page, prompt)
+    before = wall(page)
+    start(page, "three")
+    expect(page.locator("#about .prompt")).to_have_text("three")
+    assert wall(page)[1:] == before[:1]
+    order = wall(page)
+    page.reload()
+    page.wait_for_selector("html[data-ready]")
+    assert wall(page) == order
 
 
 def test_a_downloaded_picture_is_the_servers_file(page: Page, tmp_path: Path) -> None:
@@ -670,6 +824,32 @@ def test_copied_code_draws_the_same_picture(page: Page, tmp_path: Path, language
         assert rgb(file.read_bytes()) == pixels(21, "square")
 
 
+def test_code_is_valid_where_a_side_is_missing(page: Page) -> None:
+    choose(page, "size", "custom")
+    page.locator("#width").fill("")
+    page.locator("#height").fill("512")
+    page.locator("#prompt").fill(PROMPT)
+    page.locator("#open-code").click()
+    for language in ("requests", "openai"):
+        page.locator(f"#tab-{language}").click()
+        code = page.locator("#code-text").inner_text()
+        assert '"width": None' in code
+        names = {node.id for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Name)}
+        assert "null" not in names
+
+
+def test_no_code_is_shown_with_another_seed_than_the_one_typed(page: Page) -> None:
+    page.locator("#prompt").fill(PROMPT)
+    page.locator("#seed").fill("9007199254740993")
+    page.locator("#open-code").click()
+    expect(page.locator("#seed-error")).to_contain_text("the API takes larger ones")
+    expect(page.locator("#code")).to_be_hidden()
+    page.locator("#seed").fill("9007199254740991")
+    page.locator("#open-code").click()
+    expect(page.locator("#code-text")).to_contain_text('"seed": 9007199254740991')
+    expect(page.locator("#seed-error")).to_be_hidden()
+
+
 def test_a_pictures_code_names_its_seed(page: Page) -> None:
     choose(page, "images", 2)
     draw(page)
@@ -708,6 +888,40 @@ def test_a_key_of_ones_own(page: Page, watch: Watch) -> None:
     page.get_by_role("button", name="Forget it").click()
     expect(page.locator("#account-now")).to_contain_text("no key is needed")
     assert page.evaluate("sessionStorage.getItem('zturbo.key')") is None
+
+
+@pytest.mark.parametrize("text", ["", KEY + "\u200b", KEY[:8] + "…", KEY[:8] + " " + KEY[8:]], ids=range(4))
+def test_a_text_that_can_be_no_key_is_refused(page: Page, text: str) -> None:
+    """What a copied text may hide, no header can carry: kept, it would break every request."""
+    page.locator("#open-account").click()
+    page.get_by_label("API key", exact=True).fill(text)
+    page.get_by_role("button", name="Use it").click()
+    expect(page.locator("#key-error")).to_contain_text("This is no API key")
+    expect(page.locator("#toast")).to_be_hidden()
+    assert page.evaluate("sessionStorage.getItem('zturbo.key')") is None
+
+
+def test_a_key_that_breaks_every_request_can_be_forgotten(page: Page) -> None:
+    page.evaluate("sessionStorage.setItem('zturbo.key', 'k\u200b')")
+    page.reload()
+    expect(page.locator("#form-error")).to_contain_text("could not be read")
+    page.locator("#open-account").click()
+    page.get_by_role("button", name="Forget it").click()
+    page.reload()
+    page.wait_for_selector("html[data-ready]")
+
+
+def test_only_the_server_says_that_a_key_works(page: Page, watch: Watch) -> None:
+    watch.allowed = ("status of 503",)
+    page.route("**/v1/billing/*", lambda route: route.fulfill(status=503, json={"message": "later"}))
+    page.locator("#open-account").click()
+    page.get_by_label("API key", exact=True).fill(KEY)
+    page.get_by_role("button", name="Use it").click()
+    expect(page.locator("#toast")).to_contain_text("did not say whether it works")
+    page.unroute("**/v1/billing/*")
+    page.get_by_label("API key", exact=True).fill(KEY)
+    page.get_by_role("button", name="Use it").click()
+    expect(page.locator("#toast")).to_have_text("The key works.")
 
 
 def test_a_kept_key_outlives_the_tab(page: Page, watch: Watch) -> None:
@@ -796,6 +1010,19 @@ def test_a_model_that_is_still_loading_is_waited_for(context: BrowserContext, wa
     expect(page.locator("#model")).to_contain_text("instant")
 
 
+def test_the_bar_names_the_model_that_drew_last(
+    page: Page, playground: Playground, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server that was started anew with another model."""
+    expect(page.locator("#model-name")).to_have_text("instant")
+    monkeypatch.setattr(playground.engine.model, "is_nano", True)
+    monkeypatch.setattr(playground.engine.model, "version", "nano@0123456789abcdef")
+    draw(page)
+    expect(page.locator("#model-name")).to_have_text("nano")
+    expect(page.locator("#model-kind")).to_have_text("small model")
+    expect(page.locator("#model-text")).to_contain_text("nano@0123456789abcdef")
+
+
 class Prude:
     """A checker that flags everything."""
 
@@ -863,6 +1090,110 @@ def test_focus_follows_the_button_that_changes(page: Page, steps: Steps) -> None
     expect(page.locator("#cancel")).to_be_focused()
     steps.allow(8)
     expect(page.locator("#draw")).to_be_focused()
+
+
+def test_focus_stays_near_what_is_drawn_anew(page: Page) -> None:
+    choose(page, "images", 2)
+    draw(page)
+    easel = page.locator("#easel button")
+    easel.nth(1).focus()
+    page.keyboard.press("Enter")
+    expect(easel.nth(1)).to_have_attribute("aria-pressed", "true")
+    expect(easel.nth(1)).to_be_focused()
+    page.locator("#act-save").focus()
+    page.keyboard.press("ArrowRight")  # to the picture beside it
+    expect(easel.nth(0)).to_have_attribute("aria-pressed", "true")
+    expect(page.locator("#act-save")).to_be_focused()
+    page.locator("#act-remove").focus()
+    page.keyboard.press("Enter")
+    expect(page.locator("#empty")).to_be_visible()
+    expect(page.locator("#stage")).to_be_focused()
+
+
+@pytest.mark.parametrize("button", ["#act-vary", "#act-again", "#examples button >> nth=0"])
+def test_focus_follows_a_button_that_draws(page: Page, steps: Steps, button: str) -> None:
+    if "act" in button:
+        steps.allow(8)
+        draw(page)
+    page.locator(button).focus()
+    page.keyboard.press("Enter")
+    expect(page.locator("#cancel")).to_be_focused()
+    steps.allow(8)
+    expect(page.locator("#draw")).to_be_focused()
+
+
+def test_a_dialog_closes_by_a_click_beside_it_and_by_none_inside(page: Page) -> None:
+    page.locator("#open-help").click()
+    box = page.locator("#help").bounding_box()
+    assert box is not None
+    middle = box["y"] + box["height"] / 2
+    page.mouse.click(box["x"] + 8, middle)  # its padding
+    page.mouse.click(box["x"] + box["width"] - 4, middle)
+    expect(page.locator("#help")).to_be_visible()
+    page.mouse.click(box["x"] - 8, middle)
+    expect(page.locator("#help")).to_be_hidden()
+
+
+def test_what_is_told_is_seen_and_heard_over_a_dialog(page: Page) -> None:
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    page.locator("#prompt").fill(PROMPT)
+    page.locator("#open-code").click()
+    page.evaluate(
+        """() => {
+            window.seen = [];
+            const toast = document.getElementById("toast");
+            const note = () => seen.push([toast.hidden, toast.textContent]);
+            new MutationObserver(note).observe(toast, { attributes: true, childList: true });
+        }"""
+    )
+    page.locator("#copy-code").click()
+    expect(page.locator("#code #toast")).to_have_text("Copied.")
+    assert page.evaluate("seen") == [[False, ""], [False, "Copied."]]
+    on_top = """(box) => {
+        const { x, y, width, height } = box.getBoundingClientRect();
+        return box.contains(document.elementFromPoint(x + width / 2, y + height / 2));
+    }"""
+    assert page.locator("#toast").evaluate(on_top)
+    page.keyboard.press("Escape")
+    drop(page, "x.png", "image/png", b"no picture")
+    expect(page.locator("body > #toast")).to_have_text("No settings were found in this file.")
+
+
+def test_contrast_themes_show_what_is_chosen(browser: Browser, watch: Watch) -> None:
+    context = browser.new_context(locale="en-US", forced_colors="active", reduced_motion="reduce")
+    page = opened(context, watch)
+    page.locator("#expansion").check(force=True)
+    page.locator("#safety").uncheck(force=True)
+
+    def ground(selector: str) -> str:
+        return str(page.locator(selector).first.evaluate("(element) => getComputedStyle(element).backgroundColor"))
+
+    for chosen, other in {
+        ".shapes :checked + .tile": ".shapes :not(:checked) + .tile",
+        ".segments :checked + span": ".segments :not(:checked) + span",
+        ".switch input:checked": ".switch input:not(:checked)",
+    }.items():
+        assert ground(chosen) != ground(other), chosen
+    assert page.locator(".switch input").first.evaluate("(one) => getComputedStyle(one).borderTopWidth") == "1px"
+    context.close()
+
+
+def test_prompts_run_in_the_direction_of_their_script(page: Page) -> None:
+    draw(page, "سفينة حمراء")
+    for selector in ("#prompt", "#about .prompt"):
+        expect(page.locator(selector)).to_have_css("direction", "rtl")
+
+
+def test_focus_stays_with_a_picture_that_is_looked_at_meanwhile(page: Page, steps: Steps) -> None:
+    steps.allow(8)
+    draw(page)
+    start(page, "another prompt")
+    page.locator("#pictures button").click()
+    page.locator("#act-save").focus()
+    steps.allow(8)
+    expect(page.locator("#about .prompt")).to_have_text("another prompt")
+    expect(page.locator("#draw")).to_be_visible()
+    expect(page.locator("#act-save")).to_be_focused()
 
 
 DIALOGS = {"#open-code": "#code", "#open-account": "#account", "#model": "#model-about", "#open-help": "#help"}

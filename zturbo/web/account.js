@@ -5,6 +5,7 @@ import { $, h, paragraph, svg, toast } from "./dom.js";
 import { inLanguage, number, t } from "./language.js";
 
 const DAY_MS = 86_400_000;
+const SENDABLE = /^[\x21-\x7e]+$/; // in a header; a copied text may hide what nobody sees
 const CHART = { width: 420, height: 120, foot: 18, head: 16, gap: 10 };
 
 export function wireAccount() {
@@ -27,22 +28,33 @@ export async function showAccount() {
 /** Take a key if the server takes it. */
 async function useKey(event) {
   event.preventDefault();
+  const text = $("key").value.trim();
+  if (!SENDABLE.test(text)) {
+    refuseKey(t("key.odd"));
+    return;
+  }
   const before = [key.get(), key.isKept()];
-  key.set($("key").value.trim(), $("keep-key").checked);
+  key.set(text, $("keep-key").checked);
+  let outcome = "key.taken";
   try {
     await getJson("/v1/billing/balance");
   } catch (error) {
     if (error instanceof ApiError && [401, 400].includes(error.status)) {
       if (before[0]) key.set(...before);
       else key.forget();
-      $("key-error").textContent = error.message;
-      $("key-error").hidden = false;
+      refuseKey(error.message);
       return;
-    } // any other answer says nothing against the key
+    }
+    outcome = "key.unsure"; // any other answer says nothing against the key, nor for it
   }
   $("key").value = "";
-  toast(t("key.taken"));
+  toast(t(outcome));
   showAccount();
+}
+
+function refuseKey(reason) {
+  $("key-error").textContent = reason;
+  $("key-error").hidden = false;
 }
 
 function forgetKey() {

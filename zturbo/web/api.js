@@ -2,9 +2,12 @@
 // server grants to its own page on the same computer. The session's token lives in this module and nowhere else.
 
 const PATH = "/v1/images/generations";
+const KEY = "zturbo.key";
 const LOOPBACK = /^(localhost|127(\.\d{1,3}){3}|\[::1\])$/;
 
 let token = null;
+let opening = null; // the request for a token, which all that ask meanwhile wait for
+let unstored = null; // the key, where the browser forbids storage
 
 /** An error of the API: its status, the problems of single members, and when trying again makes sense. */
 export class ApiError extends Error {
@@ -21,21 +24,30 @@ export class ApiError extends Error {
 // --- who asks ---
 
 export const key = {
-  get: () => stored(sessionStorage) ?? stored(localStorage),
-  isKept: () => stored(localStorage) !== null,
+  get: () => stored("sessionStorage") ?? stored("localStorage") ?? unstored,
+  isKept: () => stored("localStorage") !== null,
   set(text, keep) {
     this.forget();
-    (keep ? localStorage : sessionStorage).setItem("zturbo.key", text);
+    try {
+      window[keep ? "localStorage" : "sessionStorage"].setItem(KEY, text);
+    } catch {
+      unstored = text;
+    }
   },
   forget() {
-    sessionStorage.removeItem("zturbo.key");
-    localStorage.removeItem("zturbo.key");
+    unstored = null;
+    for (const storage of ["sessionStorage", "localStorage"]) {
+      try {
+        window[storage].removeItem(KEY);
+      } catch { /* then nothing is in it */ }
+    }
   },
 };
 
+/** A storage goes by its name: where the browser forbids it, even looking it up throws. */
 function stored(storage) {
   try {
-    return storage.getItem("zturbo.key");
+    return window[storage].getItem(KEY);
   } catch {
     return null;
   }
@@ -49,7 +61,7 @@ export const hasSession = () => token !== null;
 /** "key", "session" or null: what requests are sent with. */
 export async function authority() {
   if (key.get()) return "key";
-  if (token === null && isLocal) await openSession();
+  if (token === null && isLocal) await (opening ??= openSession().finally(() => { opening = null; }));
   return token === null ? null : "session";
 }
 

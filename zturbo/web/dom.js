@@ -45,8 +45,11 @@ let toastTimer = 0;
 /** Show and tell something for a few seconds. */
 export function toast(text) {
   const box = $("toast");
-  box.textContent = text;
+  const top = document.elementFromPoint(0, 0)?.closest("dialog[open]"); // its backdrop covers the page, which is inert
+  (top ?? document.body).append(box);
+  box.textContent = "";
   box.hidden = false;
+  requestAnimationFrame(() => { box.textContent = text; }); // screen readers tell only what changes while it is there
   clearTimeout(toastTimer);
   toastTimer = setTimeout(() => { box.hidden = true; }, 4000);
 }
@@ -56,10 +59,14 @@ export function wireDialogs() {
   for (const dialog of document.querySelectorAll("dialog")) {
     dialog.querySelector(".close").onclick = () => dialog.close();
     dialog.addEventListener("mousedown", (event) => {
-      if (event.target === dialog) dialog.close();
+      if (event.target === dialog && isBeside(dialog.getBoundingClientRect(), event)) dialog.close();
     });
   }
 }
+
+/** A dialog's padding, gaps and scrollbar are the dialog itself, as its backdrop is: only the place tells. */
+const isBeside = ({ left, right, top, bottom }, { clientX, clientY }) =>
+  clientX < left || clientX > right || clientY < top || clientY > bottom;
 
 /** The radio buttons of a segmented choice; `label` makes each value's text. */
 export function segments(box, name, values, label, chosen) {

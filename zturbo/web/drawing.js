@@ -3,20 +3,28 @@
 import { blobOf, draw } from "./api.js";
 import { toast } from "./dom.js";
 import * as history from "./history.js";
-import { t } from "./language.js";
+import { number, t } from "./language.js";
 import { model } from "./model.js";
 
-/** Draw a request and keep its pictures; resolves to them. `stage` is told of progress and previews. */
+/** Draw a request and keep the pictures that arrive; resolves to them. `stage` is told of progress and previews. */
 export async function drawPictures(request, stage, signal) {
   const started = Date.now();
   const found = [];
-  for await (const event of draw(request, signal)) {
-    const kind = event.type.split(".").at(-1);
-    if (kind === "progress") stage.progress(event);
-    if (kind === "partial_image") stage.preview(blobOf(event.b64_json, `image/${event.output_format}`));
-    if (kind === "completed") found.push(event);
+  let failure = new Error(t("failed.ended"));
+  let mayBeCharged = false; // a request is charged between its last stage and its first picture
+  try {
+    for await (const event of draw(request, signal)) {
+      const kind = event.type.split(".").at(-1);
+      mayBeCharged ||= event.stage === "done";
+      if (kind === "progress") stage.progress(event);
+      if (kind === "partial_image") stage.preview(blobOf(event.b64_json, `image/${event.output_format}`));
+      if (kind === "completed") found.push(event);
+    }
+  } catch (error) {
+    failure = signal.aborted && mayBeCharged ? new Error(t("cancelled.late")) : error;
   }
-  if (!found.length) throw new Error(t("failed.ended"));
+  if (!found.length) throw failure;
+  if (found.length < request.num_images) toast(t("arrived", { n: number(found.length), images: number(request.num_images) }));
   const timings = { total: (Date.now() - started) / 1000 }; // what the server says stands before it
   return Promise.all(found.map((event, i) => keep(pictureOf(event, i, request, { group: started, timings }))));
 }

@@ -29,21 +29,18 @@ export function groupOf(picture) {
 }
 
 export function added(picture) {
-  pictures.unshift(picture);
+  pictures = [picture, ...pictures].slice(0, history.MAX_PICTURES);
   render();
 }
 
-export async function removed(picture) {
-  pictures = pictures.filter((one) => one !== picture);
-  await history.remove(picture.id);
+export async function remove(gone) {
+  pictures = pictures.filter((one) => !gone.includes(one));
+  await history.remove(gone.map((one) => one.id));
   render();
 }
 
-export async function removeAll() {
-  pictures = [];
-  await history.clear();
-  render();
-}
+/** Those of this wall: what other tabs drew since is theirs. */
+export const removeAll = () => remove(pictures);
 
 export function mark(id) {
   shown = id;

@@ -3,7 +3,7 @@
 
 import { remember, recall } from "./preferences.js";
 
-const MAX_PICTURES = 500;
+export const MAX_PICTURES = 500;
 
 let opened = null;
 let kept = null; // only without a database
@@ -25,7 +25,7 @@ async function ask(mode, work) {
   return new Promise((resolve, reject) => {
     const transaction = base.transaction("pictures", mode);
     const request = work(transaction.objectStore("pictures"));
-    transaction.oncomplete = () => resolve(request.result);
+    transaction.oncomplete = () => resolve(request?.result);
     transaction.onabort = () => reject(transaction.error);
   });
 }
@@ -42,7 +42,7 @@ export async function add(picture) {
   }
   const id = await ask("readwrite", (store) => store.add(picture));
   const ids = await ask("readonly", (store) => store.getAllKeys());
-  for (const old of ids.slice(0, -MAX_PICTURES)) await remove(old);
+  await remove(ids.slice(0, -MAX_PICTURES));
   return { ...picture, id };
 }
 
@@ -51,12 +51,8 @@ export async function all() {
   return (await ask("readonly", (store) => store.getAll()) ?? kept).toReversed();
 }
 
-export async function remove(id) {
-  await ask("readwrite", (store) => store.delete(id));
-  kept = kept?.filter((one) => one.id !== id) ?? null;
-}
-
-export async function clear() {
-  await ask("readwrite", (store) => store.clear());
-  kept = kept && [];
+/** All of them or, where that fails, none. */
+export async function remove(ids) {
+  await ask("readwrite", (store) => { for (const id of ids) store.delete(id); });
+  kept = kept?.filter((one) => !ids.includes(one.id)) ?? null;
 }

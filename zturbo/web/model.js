@@ -8,19 +8,29 @@ const ASK_AGAIN_MS = 1500;
 const SWITCH = "zturbo serve --model z-image-turbo";
 
 let known = null; // {id, name, version, isNano, description}
+let tellKnown = () => {};
 
 export const model = () => known;
 
-/** Ask until the model is loaded; `onKnown` runs once it is. */
-export async function wireModel(onKnown) {
+/** Ask which model is loaded; `onKnown` runs once it is known, and again when it is another one. */
+export function wireModel(onKnown) {
+  tellKnown = onKnown;
   $("model").onclick = () => $("model-about").showModal();
   inLanguage(render);
-  while (known === null) {
-    known = await ask();
-    render();
-    if (known === null) await new Promise((resolve) => { setTimeout(resolve, ASK_AGAIN_MS); });
-  }
-  onKnown();
+  learn();
+}
+
+/** A picture names what drew it. Where that is another version, the server was started anew with another model. */
+export function noteVersion(version) {
+  if (known && version !== known.version) learn();
+}
+
+async function learn() {
+  const found = await ask();
+  known = found ?? known;
+  render();
+  if (found) tellKnown();
+  else setTimeout(learn, ASK_AGAIN_MS);
 }
 
 async function ask() {

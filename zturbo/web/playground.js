@@ -10,7 +10,7 @@ import * as form from "./form.js";
 import * as gallery from "./gallery.js";
 import { inLanguage, label, language, number, seconds, setLanguage, t, translatePage } from "./language.js";
 import { readLimits } from "./limits.js";
-import { model, wireModel } from "./model.js";
+import { model, noteVersion, wireModel } from "./model.js";
 import { recall, remember } from "./preferences.js";
 import { wireShortcuts } from "./shortcuts.js";
 import { showDrawing, showEmpty, showPictures } from "./stage.js";
@@ -33,17 +33,16 @@ let first = null; // the picture that waits for a second one to be compared with
 
 /** Draw what the form says: check, ask, watch, keep, show. */
 async function run() {
-  if (running) return;
-  const request = { model: model()?.id ?? MODEL, ...form.read() };
-  form.clearProblems();
-  if (form.showOwnProblems(request)) return;
+  if (!isFree()) return;
+  const request = checked();
+  if (request === null) return;
   running = new AbortController();
   busy(true);
-  const shape = form.shapeOf(request);
   try {
-    const pictures = await drawPictures(request, showDrawing(request.num_images, shape), running.signal);
+    const pictures = await drawPictures(request, showDrawing(request.num_images, form.shapeOf(request)), running.signal);
     form.noteSeed(pictures[0].seed);
-    pictures.toReversed().forEach(gallery.added);
+    noteVersion(pictures[0].model);
+    pictures.forEach(gallery.added);
     show(pictures, 0);
     const count = pictures.length === 1 ? t("said.pictures.1") : t("said.pictures", { n: number(pictures.length) });
     say(t("said.done", { n: count, time: seconds(pictures[0].timings.total) }));
@@ -57,8 +56,27 @@ async function run() {
   }
 }
 
+/** Put members into the form and draw them. */
+function runWith(members) {
+  if (!isFree()) return;
+  form.fill(members);
+  run();
+}
+
+function isFree() {
+  if (running) toast(t("busy"));
+  return running === null;
+}
+
+/** The form's request; null where the page itself can tell that it is none, and has. */
+function checked() {
+  const request = { model: model()?.id ?? MODEL, ...form.read() };
+  form.clearProblems();
+  return form.showOwnProblems(request) ? null : request;
+}
+
 function busy(on) {
-  const hadFocus = [$("draw"), $("cancel")].includes(document.activeElement);
+  const hadFocus = document.activeElement?.closest(on ? "#draw, #empty, #easel, #about" : "#cancel"); // will be hidden
   $("draw").hidden = on;
   $("cancel").hidden = !on;
   if (hadFocus) $(on ? "cancel" : "draw").focus();
@@ -98,9 +116,12 @@ function tell(lines, requestId = null) {
 // --- the stage ---
 
 function show(pictures, index) {
+  const before = document.activeElement; // on the stage it is drawn anew, and so is the button that had the focus
+  const hadFocus = $("stage").contains(before);
   onStage = pictures[index];
   showPictures(pictures, index, acts);
   gallery.mark(onStage.id);
+  if (hadFocus) ($(before.id) ?? $("easel").querySelectorAll("button")[index]).focus();
 }
 
 /** What was on the stage before. */
@@ -125,12 +146,10 @@ const acts = {
   full: showFull,
   save: download,
   again(picture) {
-    form.fill({ ...picture.request, num_images: 1, seed: picture.seed });
-    run();
+    runWith({ ...picture.request, num_images: 1, seed: picture.seed });
   },
   vary(picture) {
-    form.fill({ ...picture.request, num_images: 1, seed: null });
-    run();
+    runWith({ ...picture.request, num_images: 1, seed: null });
   },
   edit(picture) {
     form.fill({ ...picture.request, num_images: 1, seed: picture.seed });
@@ -146,8 +165,9 @@ const acts = {
   code: (picture) => showCode(form.brief({ ...picture.request, num_images: 1, seed: picture.seed })),
   async remove(picture) {
     onStage = null;
-    await gallery.removed(picture);
+    await gallery.remove([picture]);
     showEmpty();
+    $("stage").focus(); // the buttons have gone
     toast(t("removed"));
   },
 };
@@ -192,7 +212,7 @@ function wireExamples() {
     const box = h("span", { className: "shape" });
     box.style.width = `${Math.sqrt(width / height) * 26}px`;
     box.style.height = `${Math.sqrt(height / width) * 26}px`;
-    const draw = () => { form.fill({ prompt, image_size }); run(); };
+    const draw = () => runWith({ prompt, image_size });
     return h("li", {}, h("button", { type: "button", onclick: draw }, h("span", { className: "room" }, box), h("span", {}, prompt)));
   }));
   $("empty-nano").hidden = !model()?.isNano;
@@ -258,7 +278,8 @@ async function start() {
   $("empty-model").onclick = () => $("model").click();
   $("stop-comparing").onclick = () => compareWith(null);
   $("clear").onclick = removeAll;
-  $("open-code").onclick = () => showCode(form.brief({ model: model()?.id ?? MODEL, ...form.read() }));
+  $("open-code").onclick = showFormAsCode;
+  wireAccount(); // first: a key that breaks every request must be one that can be forgotten
   try {
     form.wireForm(await readLimits());
   } catch (error) {
@@ -267,11 +288,15 @@ async function start() {
   }
   inLanguage(wireExamples);
   wireModel(wireExamples);
-  wireAccount();
   await gallery.wireGallery(showOne);
   if (gallery.newest()) showOne(gallery.newest());
   else showEmpty();
   document.documentElement.dataset.ready = "";
+}
+
+function showFormAsCode() {
+  const request = checked();
+  if (request) showCode(form.brief(request));
 }
 
 async function removeAll() {
@@ -280,6 +305,7 @@ async function removeAll() {
   onStage = null;
   await gallery.removeAll();
   showEmpty();
+  $("stage").focus(); // the button has gone
 }
 
 start();

@@ -17,7 +17,8 @@ function indented(text, by) {
 /** A Python literal; JSON's escapes mean the same there. */
 function python(value, depth = 0) {
   if (typeof value === "boolean") return value ? "True" : "False";
-  if (value === null || typeof value !== "object") return JSON.stringify(value);
+  if (value === null) return "None";
+  if (typeof value !== "object") return JSON.stringify(value);
   const inner = " ".repeat(4 * (depth + 1));
   const rows = Object.entries(value).map(([name, one]) => `${inner}${JSON.stringify(name)}: ${python(one, depth + 1)},\n`);
   return `{\n${rows.join("")}${" ".repeat(4 * depth)}}`;

@@ -126,8 +126,8 @@ function about(picture, acts) {
   return [
     picture.flagged ? h("div", { className: "notice warn" }, h("strong", {}, t("about.flagged")), h("p", {}, t("about.flagged.text")), score && h("p", {}, score)) : null,
     h("h3", { id: "about-title", className: "quiet" }, t(expanded ? "about.expanded" : "about.prompt")),
-    h("p", { className: "prompt" }, picture.prompt),
-    expanded ? h("details", {}, h("summary", {}, t("about.asked"), icon("down")), h("p", { className: "quiet" }, picture.request.prompt)) : null,
+    h("p", { className: "prompt", dir: "auto" }, picture.prompt),
+    expanded ? h("details", {}, h("summary", {}, t("about.asked"), icon("down")), h("p", { className: "quiet", dir: "auto" }, picture.request.prompt)) : null,
     picture.expansion?.applied === false ? h("p", { className: "quiet" }, h("small", {}, t("about.unexpanded"), " ", h("span", { lang: "en" }, picture.expansion.reason))) : null,
     actions(picture, acts),
     h("dl", { className: "facts" }, ...facts(picture).flatMap(([name, value]) => [h("div", {}, h("dt", {}, t(`fact.${name}`)), h("dd", {}, value))])),
