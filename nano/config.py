@@ -200,7 +200,7 @@ CPU = Profile(
     ),
     judge_steps=1500,
     distillation=Distillation(
-        steps=1000, guidance=1.25, weaker_self=True, substeps=1, tokens_per_batch=3072, rate=0.25
+        steps=1000, guidance=2.25, weaker_self=True, substeps=1, tokens_per_batch=3072, rate=0.25
     ),
     practice=PRACTICE,
 )
