@@ -124,10 +124,10 @@ async def first_key(keys: Keys, given: str, now_ms: int) -> str | None:
             return None
         _, text = await create(keys, "first start", now_ms, scopes=SCOPES)
         return text
-    if any(hmac.compare_digest(key.digest, digest(given)) for key in known):
-        return None
-    await create(keys, GIVEN_NAME, now_ms, scopes=SCOPES, text=given)
-    for key in known:
+    others = [key for key in known if not hmac.compare_digest(key.digest, digest(given))]
+    if len(others) == len(known):
+        await create(keys, GIVEN_NAME, now_ms, scopes=SCOPES, text=given)
+    for key in others:
         if key.name == GIVEN_NAME:
             await keys.delete(key.prefix)
     return None

@@ -243,13 +243,19 @@ async def test_each_streamed_picture_has_its_previews_and_its_share_of_the_price
     assert sum(one["usd_spent"] for one in usage) == 0.0105
 
 
-async def test_a_silent_stream_has_comments(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+async def silent_stream(server: Server, monkeypatch: pytest.MonkeyPatch) -> "asyncio.Future[Any]":
+    """A stream that the closed gate keeps from its first step, for longer than silence is let be."""
     monkeypatch.setattr("zturbo.api.images.SILENCE_S", 0.01)
     server.engine.gate.clear()
     drawn = server.engine.draws
     running = asyncio.ensure_future(post(server, stream=True))
     await until(lambda: server.engine.draws > drawn)
     await asyncio.sleep(0.05)
+    return running
+
+
+async def test_a_silent_stream_has_comments(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    running = await silent_stream(server, monkeypatch)
     server.engine.gate.set()
     answer = await running
     assert COMMENT.decode() in answer.text
@@ -259,12 +265,7 @@ async def test_a_silent_stream_has_comments(server: Server, monkeypatch: pytest.
 async def test_a_client_that_leaves_a_silent_stream_frees_the_engine(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("zturbo.api.images.SILENCE_S", 0.01)
-    server.engine.gate.clear()
-    drawn = server.engine.draws
-    leaving = asyncio.ensure_future(post(server, stream=True))
-    await until(lambda: server.engine.draws > drawn)
-    await asyncio.sleep(0.05)
+    leaving = await silent_stream(server, monkeypatch)
     leaving.cancel()
     with contextlib.suppress(asyncio.CancelledError):
         await leaving

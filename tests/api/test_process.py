@@ -393,15 +393,21 @@ def test_it_is_ready_after_a_picture_and_alive_before(tmp_path: Path) -> None:
         assert draw(server).status == 200
 
 
+def asking_for(server: Serving, pictures: int = 1) -> tuple[list[int], list[threading.Thread]]:
+    """Requests that run on threads of their own, and where they put the statuses of their answers."""
+    answers: list[int] = []
+    threads = [threading.Thread(target=lambda: answers.append(draw(server).status)) for _ in range(pictures)]
+    for thread in threads:
+        thread.start()
+    return answers, threads
+
+
 def test_told_to_stop_it_finishes_what_runs_and_refuses_what_comes(tmp_path: Path) -> None:
     gate = tmp_path / "gate"
     gate.touch()
     with serving(tmp_path, gate=gate) as server:
         gate.unlink()
-        answers: list[int] = []
-        threads = [threading.Thread(target=lambda: answers.append(draw(server).status)) for _ in range(3)]
-        for thread in threads:
-            thread.start()
+        answers, threads = asking_for(server, 3)
         until(lambda: statuses(server) == ["running"] * 3, "three requests")
         with send(server, withheld=1) as late:
             os.kill(server.process.pid, signal.SIGTERM)
@@ -421,9 +427,7 @@ def test_a_terminal_that_closes_ends_it_like_any_other_word_to_stop(tmp_path: Pa
     gate.touch()
     with serving(tmp_path, gate=gate) as server:
         gate.unlink()
-        answers: list[int] = []
-        asking = threading.Thread(target=lambda: answers.append(draw(server).status))
-        asking.start()
+        answers, (asking,) = asking_for(server)
         until(lambda: statuses(server) == ["running"], "a request")
         os.kill(server.process.pid, signal.SIGHUP)
         until(lambda: server.answers("/readyz") != 200, "it to be no longer ready")
@@ -445,9 +449,7 @@ def test_told_to_stop_it_does_not_wait_for_ever(tmp_path: Path) -> None:
     gate.touch()
     with serving(tmp_path, gate=gate, shutdown_grace_s=1) as server:
         gate.unlink()
-        answers: list[int] = []
-        asking = threading.Thread(target=lambda: answers.append(draw(server).status))
-        asking.start()
+        answers, (asking,) = asking_for(server)
         until(lambda: statuses(server) == ["running"], "a request")
         os.kill(server.process.pid, signal.SIGTERM)
         assert server.process.wait(60) == 0

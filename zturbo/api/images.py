@@ -122,7 +122,10 @@ class EventStream(StreamingResponse):
     media_type = "text/event-stream"
 
     def __init__(
-        self, events: AsyncIterator[bytes], held: AsyncExitStack, headers: Mapping[str, str] = MappingProxyType({})
+        self,
+        events: AsyncIterator[bytes] | list[bytes],
+        held: AsyncExitStack,
+        headers: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         super().__init__(events, headers={**STREAMED, **headers})
         self._held = held
@@ -247,7 +250,7 @@ async def _replayed(request: Request, wanted: ImageRequest, first: bytes) -> Res
     service: Service = request.app.state.service
     answer = await Answer.restored(first, wanted, service.files, request.app.state.config.public_url)
     if wanted.stream:
-        return EventStream(_each(answer.events(request)), AsyncExitStack(), answer.headers() | REPLAYED)
+        return EventStream(answer.events(request), AsyncExitStack(), answer.headers() | REPLAYED)
     return await _told(request, answer, answer.headers() | REPLAYED)
 
 
@@ -291,8 +294,3 @@ async def _events(job: Job) -> AsyncGenerator[bytes, None]:
             if not isinstance(error, ZTurboError):
                 log.exception("crashed", extra={"request_id": job.order.request.request_id})
             yield event("failed", error_of(job.request, error))
-
-
-async def _each(events: list[bytes]) -> AsyncIterator[bytes]:
-    for item in events:
-        yield item

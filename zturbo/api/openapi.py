@@ -489,7 +489,7 @@ def _file() -> Json:
     responses = {
         "200": answer("The picture.", binary),
         "206": answer("The range of it.", binary),
-        "304": answer("What the client has, by its `If-None-Match`, is still so."),
+        **NOT_MODIFIED,
         **errors(NoSuchFile, FileGone, RangeNotSatisfiable, StorageError),
         **_CRASH,
     }

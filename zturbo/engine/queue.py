@@ -50,6 +50,8 @@ class Ticket:
         self.drawn = 0.0
         """Pixel-steps done; whoever has the turn writes it."""
         self._decoding, self._shown = decoding, preview_steps(params.steps, previews)
+        self.decodings = 1 + len(self._shown)
+        """Of each picture: its own, and those of its previews."""
         self.position: int | None = None
         """What its owner was last told; None where it never had to wait."""
         self._booked = 0.0
@@ -75,8 +77,8 @@ class Ticket:
 
     def _pixel_steps(self, images: int, steps: int, previews: int) -> float:
         """Of so many whole pictures, and so many steps and previews of the next."""
-        params, decodings = self.params, 1 + len(self._shown)
-        whole = params.steps + decodings * self._decoding
+        params = self.params
+        whole = params.steps + self.decodings * self._decoding
         return params.width * params.height * (images * whole + steps + previews * self._decoding)
 
     def news(self) -> float:

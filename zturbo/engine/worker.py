@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal, Protocol
 
 from zturbo.engine.breath import may_rest, rested_s
-from zturbo.engine.progress import Progress, preview_steps
+from zturbo.engine.progress import Progress
 from zturbo.engine.queue import AdmissionQueue, Ticket
 from zturbo.errors import Cancelled, ZTurboError
 from zturbo.params import GenerationParams
@@ -154,10 +154,6 @@ class _Drawing:
 
     def _worth(self, seconds: Mapping[str, float]) -> float | None:
         """A decoding in steps, by the engine's seconds of both; None where it tells none."""
-        steps, decodings = (
-            self.ticket.params.steps,
-            1 + len(preview_steps(self.ticket.params.steps, self.ticket.previews)),
-        )
         if not seconds.get("denoise") or "decode" not in seconds:
             return None
-        return seconds["decode"] / decodings / seconds["denoise"] * steps
+        return (seconds["decode"] / self.ticket.decodings) / (seconds["denoise"] / self.ticket.params.steps)
