@@ -145,7 +145,8 @@ def http_page() -> str:
     whole = openapi.document("", (config.Config().model,), OPERATIONS)
     intro = (
         "Every route of the server. A running one has all members with their types at `/openapi.json` and `/docs`. "
-        "A key goes into `Authorization: Bearer <key>`; [errors](errors.md) have one form. `HEAD` is answered wherever `GET` is."
+        "A key goes into `Authorization: Bearer <key>`; [errors](errors.md) have one form. "
+        "`HEAD` is answered wherever `GET` is."
     )
     parts = [intro]
     for path, methods in whole["paths"].items():
