@@ -17,6 +17,8 @@ from tests.api.server_process import KEY, Serving, serving
 
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "15"))
 """Of each operation, of each phase that makes them at random."""
+SEED = () if "FUZZ_EXAMPLES" in os.environ else ("--seed", "20")
+"""The same requests at each run of the tests, others at each `make fuzz`; both print theirs."""
 ROOT = Path(__file__).parents[2]
 SIDE = 64
 

@@ -461,7 +461,7 @@ def _model() -> Json:
         "name": "id",
         "in": "path",
         "required": True,
-        "schema": {"type": "string", "pattern": "^[A-Za-z0-9_.:/-]{1,200}$"},
+        "schema": {"type": "string", "pattern": "^[A-Za-z0-9_.:/-]{1,200}$", "example": MODEL},
         "description": "A model's id or one of its aliases; slashes may stand as they are.",
     }
     return _open("models", "Look up a model", {"200": _tagged(one), **NOT_MODIFIED, **_NO_SUCH}) | {
