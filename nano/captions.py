@@ -22,7 +22,7 @@ NOUNS: dict[str, tuple[str, ...]] = {
     "bird": ("bird", "bird", "little bird", "birdie"),
     "robot": ("robot", "robot", "android", "bot"),
     "person": ("person", "child", "kid", "girl", "boy", "woman", "man"),
-    "bear": ("bear", "teddy bear", "brown bear"),
+    "bear": ("bear", "teddy bear"),
     "rabbit": ("rabbit", "bunny", "hare"),
     "lion": ("lion", "lion", "big cat with a mane"),
     "mouse": ("mouse", "little mouse"),

@@ -77,6 +77,15 @@ async def test_a_good_answer_is_appended() -> None:
         assert KEY not in json.dumps(body)
 
 
+async def test_a_second_attempt_says_nothing_on_stdout(capfd: pytest.CaptureFixture[str]) -> None:
+    """`zturbo generate -o -` writes the picture there."""
+    stamina.set_testing(False)
+    async with asking(reply(b"{}", "503 Busy")) as pair:
+        assert "status 503" in (await pair.endpoint.expand("a cat")).reason
+        assert len(pair.chat.bodies) == 2
+    assert capfd.readouterr().out == ""
+
+
 async def test_the_same_prompt_is_asked_for_once_and_always_answered_alike() -> None:
     async with asking(says(DETAILS)) as pair:
         first = await asyncio.gather(*(pair.endpoint.expand("a cat") for _ in range(20)))

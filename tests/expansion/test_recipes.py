@@ -71,7 +71,24 @@ SCENE = "The scene is a sandy beach with the blue sea behind it in the light of 
         ("a cat on the beach at night", SCENE, False),
         ("a cat in a cafe", SCENE, False),
         ("a cat on the left, standing", SCENE, True),
-        ("a cat in the rain", SCENE, True),
+        ("a cat in the rain", SCENE, False),
+        ("a rainy city street", "The scene is a city street in front of tall buildings with many windows.", True),
+        ("a foggy beach", SCENE, False),
+        ("an overcast beach", SCENE, False),
+        ("a house, twilight", SCENE, False),
+        ("kitchen, a cat", SCENE, False),
+        ("a lake with a boat", SCENE, False),
+        (
+            "a cat under the moon",
+            "The scene is a sandy beach with the blue sea behind it in a quiet starry night.",
+            True,
+        ),
+        ("a photo of a cat", SCENE, True),
+        ("a photo of a cat", "Storybook illustration with clean outlines.", False),
+        ("black and white photo of a dog", "Cartoon with clean outlines.", False),
+        ("a watercolor of a cat", "Cartoon with clean outlines.", False),
+        ("a watercolor of a cat", "Soft watercolour with clean outlines.", True),
+        ("neon cat", "Cartoon with clean outlines.", False),
         ("a cat", "The scene is a sandy beach with the blue sea behind it in a quiet starry night.", False),
         ("a cat at night", "The scene is a sandy beach with the blue sea behind it in a quiet starry night.", True),
         ("a cat", "Cartoon with clean outlines.", True),
@@ -99,7 +116,7 @@ def test_a_broken_file_is_refused(tmp_path: Path, text: str) -> None:
         Trained.open(path)
 
 
-@pytest.mark.parametrize("member", ["topics", "unsaid", "understood", "lead", "language", "instruction"])
+@pytest.mark.parametrize("member", ["topics", "unsaid", "understood", "lead", "language", "instruction", "strangers"])
 def test_every_member_is_needed(tmp_path: Path, member: str) -> None:
     members = json.loads(NANO.read_text())
     del members[member]

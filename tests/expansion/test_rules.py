@@ -48,6 +48,12 @@ def test_what_is_left_alone(prompt: str, reason: str) -> None:
         ("红色的汽车", "蓝色的汽车停在路边。"),
         ("城市的夜空", "阳光照在屋顶上。"),
         ("左边的猫", "猫坐在右边的椅子上。"),
+        ("one man on a bench", "Two men stand behind him in the park."),
+        ("a child with a kite", "Three children run in the meadow."),
+        ("one mouse on a table", "Five mice sit in the background."),
+        ("one cat on a sofa", "A second cat lies in the shade of the lamp."),
+        ("a cat on a sofa", "Several cats lie in the shade of the lamp."),
+        ('Schild "the end of the world"', "Le chat est dans une pièce avec une lumière douce."),
     ],
 )
 def test_contradictions_are_refused(prompt: str, sentence: str) -> None:
@@ -70,6 +76,13 @@ def test_contradictions_are_refused(prompt: str, sentence: str) -> None:
         ('a sign that says "OPEN"', 'The sign with "OPEN" hangs over the door.'),
         ("red car", "Cinematic composition, shallow depth of field."),
         ("ein Hund im Schnee", "Das weiche Licht fällt von links auf den Schnee."),
+        ("two men on a bench", "The two men look at the sea in the soft light."),
+        ("several cats on a sofa", "The several cats lie in the shade of the lamp."),
+        ("Los Angeles skyline", "The towers stand in the soft light of the evening."),
+        ("cat, Van Gogh style", "The cat sits in front of a yellow wall."),
+        ("un gato negro", "El gato está en el jardín con la luz de la tarde."),
+        ("un gatto rosso", "Il gatto è nella neve con una luce fredda."),
+        ('bakery shop, sign "Le Pain de la Rue"', "The bakery is on the corner of the street."),
     ],
 )
 def test_what_agrees_is_kept(prompt: str, sentence: str) -> None:
@@ -144,6 +157,13 @@ def test_unended_thoughts_are_no_text() -> None:
 )
 def test_a_prompt_is_ended_but_not_changed(prompt: str, text: str) -> None:
     assert closed(prompt) == text
+
+
+def test_korean_sentences_have_spaces_between_them() -> None:
+    assert (
+        joined("배 한 척", ["배는 바다 위에 있다.", "하늘은 푸르다."])
+        == "배 한 척. 배는 바다 위에 있다. 하늘은 푸르다."
+    )
 
 
 def test_sentences_are_added_while_there_is_room() -> None:

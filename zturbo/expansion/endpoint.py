@@ -53,7 +53,9 @@ class ChatEndpoint:
 
     def __init__(self, url: str, key: str, model: str, timeout_s: float, breaker: CircuitBreaker | None = None) -> None:
         import openai  # takes a second; only servers with an endpoint pay it, when they start
+        import stamina
 
+        stamina.instrumentation.set_on_retry_hooks([])  # its own print to stdout, where pictures may be going
         self.recipe = Instructed()
         self.model, self.timeout_s = model, timeout_s
         self.name = f"endpoint:{model}"

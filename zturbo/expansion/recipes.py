@@ -108,6 +108,8 @@ class Trained:
     language: the only one it knows.
     topics: topic -> fact -> the phrases that a prompt says it with ("said"), and those the model writes ("written").
         A topic named in `unsaid` keeps to those facts where the prompt says nothing of it.
+    strangers: topic -> words of prompts that say something of it for which the model has no word ("photo"): nothing of
+        that topic is written then.
     understood: phrases of prompts that say nothing of the place ("on the left").
     """
 
@@ -116,6 +118,7 @@ class Trained:
     language: str
     topics: Mapping[str, Topic]
     unsaid: Mapping[str, list[str]]
+    strangers: Mapping[str, list[str]]
     understood: tuple[str, ...]
     version: str
     candidates: int = 3
@@ -141,6 +144,7 @@ class Trained:
                     for topic, facts in members["topics"].items()
                 },
                 unsaid={str(topic): list(facts) for topic, facts in members["unsaid"].items()},
+                strangers={str(topic): list(words) for topic, words in members["strangers"].items()},
                 understood=tuple(map(str, members["understood"])),
                 version=hashlib.sha256(data).hexdigest()[:VERSION_DIGITS],
             )  # fmt: skip
@@ -164,19 +168,22 @@ class Trained:
         return bool(stated) and all(self._agrees(prompt, topic, fact) for topic, fact in stated)
 
     def _agrees(self, prompt: str, topic: str, fact: str) -> bool:
-        said = [name for name, phrases in self.topics[topic].items() if _has_any(prompt, phrases["said"])]
+        text = prompt if topic in self.unsaid else self._about_the_place(prompt)
+        said = [name for name, phrases in self.topics[topic].items() if _has_any(text, phrases["said"])]
         if said:
             return fact in said
+        if _has_any(text, self.strangers.get(topic, [])):
+            return False
         if topic in self.unsaid:
             return fact in self.unsaid[topic]
-        return not self._names_a_stranger(prompt)
+        return not _PLACED.search(text)  # "in a cafe" places it where the model has no word for
 
-    def _names_a_stranger(self, prompt: str) -> bool:
-        """Whether a prompt places its subject somewhere that the model has no word for ("in a cafe")."""
+    def _about_the_place(self, prompt: str) -> str:
+        """What is left of a prompt without the phrases that say nothing of the place ("under the moon")."""
         rest = prompt.lower()
         for phrase in self.understood:
             rest = rest.replace(phrase, " ")
-        return bool(_PLACED.search(rest))
+        return rest
 
 
 def _has_any(text: str, phrases: list[str]) -> bool:

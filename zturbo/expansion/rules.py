@@ -12,14 +12,16 @@ from collections.abc import Callable, Iterator, Mapping
 from zturbo.expansion.words import (
     CHATTER,
     COLOURS,
+    COUNTS,
     MORE,
-    NUMBERS,
     QUALITY,
     SIDES,
     content,
+    is_hangul,
     is_unspaced,
     language,
     quotations,
+    spoken,
     stem,
     tokens,
 )
@@ -29,7 +31,7 @@ DETAILED = 40
 MAX_PROMPT_CHARACTERS = 400
 """Longer prompts are left alone however few words they have."""
 MAX_ADDED = 900
-"""Characters that may be added, those of unspaced scripts counted three times: far below the encoder's 512 tokens."""
+"""Bytes of UTF-8 that may be added: with the longest prompt below the encoder's 512 tokens in any script."""
 MAX_ANSWER = 8000
 """Characters of an answer that are read; honest ones are a tenth of it."""
 _REPEATED = 0.5
@@ -82,9 +84,9 @@ def joined(prompt: str, sentences: list[str], fits: Callable[[str], bool] = lamb
     """The prompt word for word, with as many of the sentences after it as may be added and fit."""
     text = prompt
     for sentence in sentences:
-        gap = "" if is_unspaced(sentence[0]) else " "
+        gap = "" if is_unspaced(sentence[0]) and not is_hangul(sentence[0]) else " "
         longer = f"{closed(text)}{gap}{sentence}"
-        if _weight(longer) - _weight(prompt) > MAX_ADDED or not fits(longer):
+        if len(longer.encode()) - len(prompt.encode()) > MAX_ADDED or not fits(longer):
             break
         text = longer
     return text
@@ -106,10 +108,6 @@ def harmless(prompt: str) -> str:
 def _thirds(text: str) -> int:
     """Thirds of a word; three characters of an unspaced script count as two words."""
     return sum(2 if is_unspaced(token) else 3 for token in tokens(text))
-
-
-def _weight(text: str) -> int:
-    return sum(3 if is_unspaced(char) else 1 for char in text)
 
 
 def _sentences(prompt: str, answer: str, whole: bool) -> Iterator[str]:
@@ -140,14 +138,14 @@ def _is_description(prompt: str, sentence: str) -> bool:
         and all(quotation in prompt for quotation in quotations(sentence))
         and sentence.count('"') % 2 == 0
         and sentence.count("“") == sentence.count("”")
-        and language(sentence) in _languages(prompt)
+        and not _languages(prompt).isdisjoint(spoken(sentence)[0] or ("",))
     )
 
 
-def _languages(prompt: str) -> tuple[str, ...]:
+def _languages(prompt: str) -> set[str]:
     """What a sentence may be in; a few words without grammar, such as "red car", go with English."""
-    found = language(prompt)
-    return (found,) if found else ("", "en")
+    found, sure = spoken(prompt)
+    return {*found} if sure else {*found, "", "en"}
 
 
 def _repeats(said: str, sentence: str) -> bool:
@@ -168,8 +166,8 @@ def _triples(words: list[str]) -> list[tuple[str, ...]]:
 def _contradicts(prompt: str, sentence: str) -> bool:
     """Whether a sentence gives a thing of the prompt another number, colour or side, or the day another time."""
     things = content(prompt)
-    numbers, colours, sides = (_values(prompt, table) for table in (NUMBERS, COLOURS, SIDES))
-    counts = {value for value in _claims(sentence, NUMBERS, things | MORE) if value not in (0, 1)}
+    numbers, colours, sides = (_values(prompt, table) for table in (COUNTS, COLOURS, SIDES))
+    counts = {value for value in _claims(sentence, COUNTS, things | MORE) if value not in (0, 1)}
     painted = _claims(sentence, COLOURS, things) if colours else set()
     placed = _values(sentence, SIDES) if sides and content(sentence) & things else set()
     against = any(
@@ -180,7 +178,7 @@ def _contradicts(prompt: str, sentence: str) -> bool:
 
 def _values(text: str, table: Mapping[str, object]) -> set[object]:
     return {
-        table.get(token, token) for token in tokens(text) if token in table or (table is NUMBERS and token.isdigit())
+        table.get(token, token) for token in tokens(text) if token in table or (table is COUNTS and token.isdigit())
     }
 
 
@@ -189,7 +187,7 @@ def _claims(sentence: str, table: Mapping[str, object], things: frozenset[str]) 
     words = tokens(sentence)
     found = set()
     for index, word in enumerate(words):
-        if word not in table and not (table is NUMBERS and word.isdigit()):
+        if word not in table and not (table is COUNTS and word.isdigit()):
             continue
         reach = 5 if is_unspaced(word) else 3
         after, before = words[index + 1 : index + 1 + reach], words[max(0, index - reach) : index]

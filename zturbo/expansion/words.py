@@ -22,6 +22,17 @@ NUMBERS = {
     **{"trio": 3, "dozen": 12, "hundred": 100},
 }
 """Word or character -> its value. Digits beyond 100 are read as they stand."""
+COUNTS: dict[str, int | str] = {
+    **NUMBERS,
+    **{word: value for value, word in enumerate(["second", "third", "fourth", "fifth"], 2)},
+    **{word: word for word in ("several", "many", "multiple", "numerous", "dozens", "countless")},
+}
+"""The numbers, and what else tells how many there are: "a second cat", "several cats"."""
+_PLURALS = {
+    "people": "person", "children": "child", "mice": "mouse", "geese": "goose", "feet": "foot", "teeth": "tooth",
+    "wolves": "wolf", "leaves": "leaf", "knives": "knife", "wives": "wife", "elves": "elf", "calves": "calf",
+    "shelves": "shelf", "loaves": "loaf", "thieves": "thief", "scarves": "scarf", "oxen": "ox",
+}  # fmt: skip
 _SHADES = {
     "red": "red scarlet crimson ruby 红 紅",
     "orange": "orange 橙",
@@ -45,7 +56,10 @@ MORE = frozenset({"more", "other", "further", "additional", "extra", "another"})
 SIDES = {"left": "left", "right": "right", "左": "left", "右": "right"}
 
 _FUNCTION_WORDS = {
-    "en": "the a an of and with in on at is are to from by its it over under behind through into while as for",
+    "en": (
+        "the a an of and with in on at is are to from by its it over under behind through into while as for no near "
+        "without between above below"
+    ),
     "de": "der die das ein eine einen einem und mit auf ist sind dem den im am vor hinter unter von zu",
     "fr": "le la les un une des et avec sur dans est sont du au aux par sous derrière devant",
     "es": "el la los las un una y con en es son del al por bajo sobre detrás",
@@ -87,6 +101,10 @@ def tokens(text: str) -> list[str]:
 def stem(token: str) -> str:
     """A word without the ending of its plural or genitive."""
     token = re.sub("['’]s$", "", token)
+    if token in _PLURALS:
+        return _PLURALS[token]
+    if token.endswith("men"):
+        return token[:-2] + "an"
     if len(token) < 4 or not token.isascii() or token.endswith("ss"):
         return token
     if token.endswith("ies"):
@@ -95,8 +113,13 @@ def stem(token: str) -> str:
 
 
 def is_unspaced(token: str) -> bool:
-    """Whether it is a character of a script without spaces."""
+    """Whether it is a character that stands for a word or a syllable, and is counted by itself."""
     return bool(_UNSPACED_CHAR.match(token))
+
+
+def is_hangul(char: str) -> bool:
+    """Whether it is a syllable of Korean, which writes spaces between words and sentences."""
+    return "\uac00" <= char <= "\ud7af"
 
 
 def content(text: str) -> frozenset[str]:
@@ -111,27 +134,38 @@ def quotations(text: str) -> list[str]:
 
 
 def language(text: str) -> str:
-    """The language of a text: zh, ja, ko, en, de, fr, es, it, pt, nl, the name of another script, or "" if unclear.
+    """The language of a text: zh, ja, ko, en, de, fr, es, it, pt, nl, the name of another script, or "" if unclear."""
+    languages, sure = spoken(text)
+    return languages[0] if sure else ""
 
-    What stands in quotation marks does not count: it is shown in the picture, not said about it.
+
+def spoken(text: str) -> tuple[tuple[str, ...], bool]:
+    """The languages that a text may be in, and whether its words leave no doubt; `language` names them.
+
+    One word that is not English decides nothing: "Los Angeles", "Van Gogh". What stands in quotation marks does not
+    count: it is shown in the picture, not said about it.
     """
-    scripts = Counter(_script(char) for char in _QUOTED.sub(" ", text) if char.isalpha())
+    bare = _QUOTED.sub(" ", text)
+    scripts = Counter(_script(char) for char in bare if char.isalpha())
     if not scripts:
-        return ""
+        return (), False
     if scripts["cjk"] * 2 >= scripts["latin"] and scripts["cjk"]:  # a character is a word or half of one
-        return "ja" if scripts["hiragana"] + scripts["katakana"] else "zh"
+        return ("ja" if scripts["hiragana"] + scripts["katakana"] else "zh",), True
     script = max(scripts, key=lambda name: scripts[name])
     known = {"hiragana": "ja", "katakana": "ja", "hangul": "ko"}
-    return _latin_language(text) if script == "latin" else known.get(script, script)
+    return _in_latin_script(bare) if script == "latin" else ((known.get(script, script),), True)
 
 
 def _script(char: str) -> str:
     return unicodedata.name(char, "unknown").split()[0].lower()
 
 
-def _latin_language(text: str) -> str:
-    """The language with the most function words in the text; English wins a draw."""
-    found = tokens(text)
-    scores = {name: sum(token in words for token in found) for name, words in FUNCTION_WORDS.items()}
-    best = max(scores, key=lambda name: scores[name])
-    return best if scores[best] else ""
+def _in_latin_script(text: str) -> tuple[tuple[str, ...], bool]:
+    """The languages of which most different function words are in the text; English wins a draw."""
+    found = set(tokens(text))
+    scores = {name: len(found & words) for name, words in FUNCTION_WORDS.items()}
+    most = max(scores.values())
+    best = tuple(name for name, score in scores.items() if score == most)
+    if not most:
+        return (), False
+    return (("en",), True) if "en" in best else (best, most > 1)
