@@ -4,6 +4,7 @@ import io
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -391,18 +392,37 @@ def test_the_path_of_a_model(run: Callable[..., Told], model: Path, monkeypatch:
     assert "zturbo models pull z-image-turbo" in told.err
 
 
-@pytest.mark.parametrize("name", ["z-image-turbo", "Tongyi-MAI/Z-Image-Turbo"])
-def test_a_pulled_model_is_found_by_its_name(tmp_path: Path, name: str) -> None:
-    """In the cache as a download at a pinned commit leaves it: no branch of the repository points there."""
-    model = hub.model_named("Tongyi-MAI/Z-Image-Turbo")
-    folder = tmp_path / f"models--{model.repository.replace('/', '--')}" / "snapshots" / model.revision
-    folder.mkdir(parents=True)
-    (folder / "model_index.json").write_text("{}")
+def snapshot(cache: Path) -> Path:
+    """Where a download at the pinned commit leaves the published model; no branch of the repository points there."""
+    pinned = hub.model_named("Tongyi-MAI/Z-Image-Turbo")
+    return cache / f"models--{pinned.repository.replace('/', '--')}" / "snapshots" / pinned.revision
+
+
+def with_cache(cache: Path, *arguments: str) -> Told:
     done = subprocess.run(
-        [sys.executable, "-m", "zturbo", "models", "path", name],
-        capture_output=True, text=True, check=False, env={**os.environ, "HF_HUB_CACHE": str(tmp_path)},
+        [sys.executable, "-m", "zturbo", *arguments],
+        capture_output=True, text=True, check=False, env={**os.environ, "HF_HUB_CACHE": str(cache)},
     )  # fmt: skip
-    assert (done.returncode, done.stdout) == (0, f"{folder}\n"), done.stderr
+    return Told(done.returncode, done.stdout, done.stderr)
+
+
+@pytest.mark.parametrize("name", ["z-image-turbo", "Tongyi-MAI/Z-Image-Turbo"])
+def test_a_pulled_model_is_found_by_its_name(model: Path, tmp_path: Path, name: str) -> None:
+    folder = snapshot(tmp_path)
+    shutil.copytree(model, folder)
+    told = with_cache(tmp_path, "models", "path", name)
+    assert (told.code, told.out) == (0, f"{folder}\n"), told.err
+
+
+def test_a_model_of_which_another_program_fetched_single_files_is_not_here(tmp_path: Path) -> None:
+    folder = snapshot(tmp_path)
+    (folder / "tokenizer").mkdir(parents=True)
+    (folder / "tokenizer" / "tokenizer.json").write_text("{}")
+    rows = json.loads(with_cache(tmp_path, "models", "list", "--json").out)
+    assert {row["name"]: row["path"] for row in rows}["z-image-turbo"] is None
+    told = with_cache(tmp_path, "generate", PROMPT, "--model", "z-image-turbo")
+    assert (told.code, told.out) == (2, "")
+    assert "zturbo models pull z-image-turbo" in told.err
 
 
 def test_another_model_of_the_hub_is_found_once_it_was_pulled(
@@ -476,6 +496,46 @@ def test_the_doctor_knows_the_published_model_without_its_files(
     told = run("doctor", "--model", "z-image-turbo")
     assert told.code == 0
     assert "z-image-turbo" in told.out
+
+
+def test_the_doctor_refuses_a_model_that_is_not_there_or_is_damaged(
+    run: Callable[..., Told], model: Path, tmp_path: Path
+) -> None:
+    told = run("doctor", "--model", "/nope")
+    assert (told.code, told.out) == (2, "")
+    assert "'/nope' is neither a known model nor an existing folder or file" in told.err
+    damaged = shutil.copytree(model, tmp_path / "damaged")
+    (damaged / "vae" / "diffusion_pytorch_model.safetensors").write_bytes(b"cut")
+    told = run("doctor", "--model", str(damaged), "--json")
+    assert (told.code, told.out) == (1, "")
+    assert str(damaged) in told.err
+    (damaged / "vae" / "config.json").write_text("{")
+    told = run("doctor", "--model", str(damaged))
+    assert (told.code, told.out) == (2, "")
+    assert "config.json" in told.err
+
+
+def test_the_doctor_tells_a_damaged_model_among_all_known_ones(
+    run: Callable[..., Told], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(catalog, "EMBEDDED", tmp_path)
+    monkeypatch.setattr("zturbo.engine.doctor.local_path", lambda _model: None)
+    told = run("doctor", "--json")
+    assert told.code == 0
+    nano, turbo = json.loads(told.out)["models"]
+    assert (nano["plan"], "install zturbo again" in nano["advice"]) == (None, True)
+    assert turbo["model"] == "z-image-turbo"
+
+
+def test_the_doctor_says_what_a_single_file_needs(
+    run: Callable[..., Told], model: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("zturbo.engine.engine.local_path", lambda _model: None)
+    file = tmp_path / "alone.safetensors"
+    save_file(reference.transformer(dim=256, axes_dims=[32, 48, 48]).state_dict(), file)
+    told = run("doctor", "--model", str(file))
+    assert told.code == 0
+    assert "zturbo models pull z-image-turbo" in told.out
 
 
 # ------------------------------------------------------------------------------------------------ help, and the start

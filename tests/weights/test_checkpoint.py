@@ -99,6 +99,32 @@ def test_a_stored_output_head_is_ignored(tmp_path: Path) -> None:
     models.assert_same(models.load_text_encoder(component), models.fused_text_encoder(state))
 
 
+@pytest.mark.parametrize("shard_size", ["10GB", "50KB"])
+def test_a_folder_that_was_saved_again(tmp_path: Path, shard_size: str) -> None:
+    """diffusers may hold the text encoder without its head, and then saves it under the names it has by itself."""
+    whole = reference.text_encoder()
+    pipe = reference.pipeline(text_encoder=whole.model)
+    pipe.save_pretrained(tmp_path, max_shard_size=shard_size)
+    assert json.loads((tmp_path / "model_index.json").read_text())["text_encoder"] == ["transformers", "Qwen3Model"]
+
+    component = open_checkpoint(tmp_path).text_encoder
+
+    assert component is not None
+    assert "layers.0.self_attn.q_proj.weight" in component.source.shapes
+    state = {name: tensor for name, tensor in whole.state_dict().items() if name != "lm_head.weight"}
+    expected = models.fused_text_encoder(state)
+    models.assert_same(models.load_text_encoder(component), expected)
+    models.assert_same(models.load_text_encoder(open_text_encoder(tmp_path / "text_encoder")), expected)
+
+
+def test_a_folder_of_another_text_encoder_is_refused(tmp_path: Path) -> None:
+    reference.text_encoder().config.save_pretrained(tmp_path)
+    t5 = {f"encoder.block.{i}.layer.0.SelfAttention.q.weight": torch.ones(1) for i in range(3)}
+    models.save(t5, tmp_path / "model.safetensors")
+    with pytest.raises(WeightsError, match="holds no Qwen3 text encoder"):
+        open_text_encoder(tmp_path)
+
+
 def test_a_folder_of_another_pipeline_is_refused(tiny_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "transformer").mkdir()
     (tmp_path / "model_index.json").write_text('{"_class_name": "FluxPipeline"}')
@@ -236,6 +262,8 @@ def test_the_published_text_encoder_and_vae_open_from_their_headers(tmp_path: Pa
         assert component.config == vae
         assert component.table.layout == layout
     assert open_text_encoder(qwen).config == encoder
+    bare = shapes_of(names.text_encoder_names(encoder, "transformers base"))
+    assert open_text_encoder(sparse(tmp_path / "saved_again.safetensors", bare)).config == encoder
     config = TransformerConfig.from_dict(published.TRANSFORMER, "published")
     turbo = sparse(tmp_path / "turbo.safetensors", shapes_of(names.transformer_names(config, "comfy")))
     checkpoint = open_checkpoint(turbo, text_encoder=qwen, vae=ae)

@@ -269,6 +269,49 @@ def test_offline_the_error_lists_the_ways_out(tmp_path: Path) -> None:
         assert way in caught.value.hint
 
 
+SINGLE = ("diffusion_pytorch_model.safetensors",)
+SHARDS = tuple(f"model-0000{i}-of-00003.safetensors" for i in (1, 2, 3))
+
+
+def pipeline(folder: Path) -> Path:
+    """The files of a pipeline, all empty: their names are what counts."""
+    files = ["model_index.json", "scheduler/scheduler_config.json", "tokenizer/tokenizer.json"]
+    files += [f"{network}/config.json" for network in ("transformer", "text_encoder", "vae")]
+    for network, names in (("transformer", SHARDS), ("text_encoder", SHARDS), ("vae", SINGLE)):
+        files += [f"{network}/{name}" for name in names]
+    for file in files:
+        (folder / file).parent.mkdir(parents=True, exist_ok=True)
+        (folder / file).touch()
+    return folder
+
+
+@pytest.mark.parametrize(
+    "missing",
+    ["tokenizer/tokenizer.json", "scheduler/scheduler_config.json", "vae/config.json", f"vae/{SINGLE[0]}",
+     f"transformer/{SHARDS[0]}", f"text_encoder/{SHARDS[2]}"],
+)  # fmt: skip
+def test_a_pipeline_is_whole_with_all_its_files(tmp_path: Path, missing: str) -> None:
+    folder = pipeline(tmp_path)
+    assert hub.is_whole_pipeline(folder)
+    (folder / missing).unlink()
+    assert not hub.is_whole_pipeline(folder)
+    (folder / missing).symlink_to(tmp_path / "a blob that is gone")
+    assert not hub.is_whole_pipeline(folder)
+
+
+def test_what_another_program_fetched_is_no_whole_pipeline(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer").mkdir()
+    (tmp_path / "tokenizer" / "tokenizer.json").touch()
+    assert not hub.is_whole_pipeline(tmp_path)
+    assert not hub.is_whole_pipeline(tmp_path / "nowhere")
+
+
+def test_a_repository_of_any_other_layout_is_found(server: Hub, tmp_path: Path) -> None:
+    server.files = {"split_files/z_image_turbo_bf16.safetensors": WEIGHTS}
+    folder = hub.pull("some/model", cache=tmp_path, endpoint=server.endpoint)
+    assert hub.find("some/model", cache=tmp_path) == folder
+
+
 def test_names() -> None:
     assert len(hub.model_named("Tongyi-MAI/Z-Image-Turbo").revision) == 40
     assert hub.model_named("Tongyi-MAI/Z-Image-Turbo@main").revision == "main"

@@ -137,12 +137,69 @@ def test_conventions_mean_what_diffusers_reads_in_them(tmp_path: Path, conventio
     theirs = _convert_non_diffusers_z_image_lora_to_diffusers(dict(tensors))
     config, _ = models.transformer()
     ours = open_lora(models.save(tensors, tmp_path / "a.safetensors"), config)
-    same = open_lora(models.save(theirs, tmp_path / "b.safetensors"), config)
+    assert_same(ours, open_lora(models.save(theirs, tmp_path / "b.safetensors"), config))
+
+
+def assert_same(ours: Lora, same: Lora) -> None:
     assert ours.deltas.keys() == same.deltas.keys()
     for parameter, deltas in ours.deltas.items():
         for one, other in zip(deltas, same.deltas[parameter], strict=True):
             assert (one.first_row, one.count) == (other.first_row, other.count)
             torch.testing.assert_close(one.rows(0, one.count), other.rows(0, other.count))
+
+
+@pytest.fixture
+def both_spellings() -> tuple[dict[str, tuple[Tensor, Tensor]], dict[str, tuple[Tensor, Tensor]]]:
+    """Adapters of one attention, split and fused; they differ, so that it shows which of them count."""
+    _, state = models.transformer()
+    fused = models.comfy(state)
+    split = [f"layers.0.attention.{name}" for name in ("to_q", "to_k", "to_v", "to_out.0")]
+    merged = [f"layers.0.attention.{name}" for name in ("qkv", "out")]
+    return (
+        pairs({module: state[f"{module}.weight"] for module in split}),
+        pairs({module: fused[f"{module}.weight"] for module in merged}, seed=4),
+    )
+
+
+@pytest.mark.parametrize("convention", CONVENTIONS)
+def test_a_lora_that_holds_its_attention_split_and_fused(
+    tmp_path: Path, both_spellings: tuple[Any, Any], convention: str
+) -> None:
+    split, fused = both_spellings
+    config, _ = models.transformer()
+    make = CONVENTIONS[convention]
+    lora = open_lora(models.save({**make(fused), **make(split)}, tmp_path / "both.safetensors"), config)
+    assert_same(lora, open_lora(models.save(make(split), tmp_path / "split.safetensors"), config))
+
+
+def test_diffusers_drops_the_same_copies(tmp_path: Path, both_spellings: tuple[Any, Any]) -> None:
+    split, fused = both_spellings
+    config, _ = models.transformer()
+    tensors = {**CONVENTIONS["kohya"](fused), **CONVENTIONS["kohya"](split)}
+    theirs = _convert_non_diffusers_z_image_lora_to_diffusers(dict(tensors))
+    ours = open_lora(models.save(tensors, tmp_path / "a.safetensors"), config)
+    assert_same(ours, open_lora(models.save(theirs, tmp_path / "b.safetensors"), config))
+
+
+@pytest.mark.parametrize("missing", ["to_q", "to_k", "to_v"])
+def test_a_fused_copy_of_which_a_part_is_missing_is_no_copy(
+    tmp_path: Path, both_spellings: tuple[Any, Any], missing: str
+) -> None:
+    """Without it that part would be lost."""
+    split, fused = both_spellings
+    del split[f"layers.0.attention.{missing}"]
+    config, _ = models.transformer()
+    tensors = {**CONVENTIONS["peft"](fused), **CONVENTIONS["peft"](split)}
+    with pytest.raises(WeightsError, match=r"adapts layers\.0\.attention\.to_qkv\.weight twice over the same rows"):
+        open_lora(models.save(tensors, tmp_path / "lora.safetensors"), config)
+
+
+def test_copies_behind_different_prefixes_are_two_adapters(tmp_path: Path, both_spellings: tuple[Any, Any]) -> None:
+    split, fused = both_spellings
+    config, _ = models.transformer()
+    tensors = {**CONVENTIONS["peft"](fused), **CONVENTIONS["diffusers"](split)}
+    with pytest.raises(WeightsError, match="twice over the same rows"):
+        open_lora(models.save(tensors, tmp_path / "lora.safetensors"), config)
 
 
 @pytest.mark.parametrize("base", ["split", "fused"])
@@ -298,7 +355,6 @@ def one() -> State:
 
 
 Q = "base_model.model.layers.0.attention.to_q"
-FUSED = "transformer.layers.0.attention.qkv"
 MISFIT = "does not fit the weight"
 
 
@@ -324,8 +380,6 @@ MISFIT = "does not fit the weight"
         ({**one(), f"{Q}.lokr_w1": torch.ones(2, 2)}, "only down, lokr_w1, up"),
         ({f"{Q}.lokr_w1": torch.ones(2, 2), f"{Q}.lokr_w2_a": torch.ones(2, 2)}, "not complete"),
         ({**one(), f"{Q}.lora_down.weight": torch.ones(4, 256)}, "the part down .* twice"),
-        ({**one(), f"{FUSED}.lora_A.weight": torch.ones(4, 256), f"{FUSED}.lora_B.weight": torch.ones(768, 4)},
-         "twice over the same rows"),
         ({f"{Q}.lora_A.weight": torch.ones(4, 255), f"{Q}.lora_B.weight": torch.ones(256, 4)}, MISFIT),
         ({f"{Q}.lora_A.weight": torch.ones(4, 256), f"{Q}.lora_B.weight": torch.ones(256, 5)}, MISFIT),
         ({f"{Q}.lora_A.weight": torch.ones(0, 256), f"{Q}.lora_B.weight": torch.ones(256, 0)}, MISFIT),

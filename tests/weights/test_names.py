@@ -18,7 +18,7 @@ from diffusers.loaders.single_file_utils import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
-from transformers import Qwen3Config, Qwen3ForCausalLM
+from transformers import Qwen3Config, Qwen3ForCausalLM, Qwen3Model
 
 from tests.weights import models
 from zturbo.models.configs import TextEncoderConfig, TransformerConfig, VaeConfig
@@ -101,6 +101,16 @@ def test_the_published_text_encoder_has_the_reference_names_and_shapes() -> None
     assert parameter_count(table.placements) == 4_022_468_096
     assert registry_hash(shapes_of(table)) == "0f050f62a88876fea6eae0a18dac5a2e"
     assert_tiles(ours, table)
+
+
+def test_the_text_encoder_without_its_head_has_the_reference_names_and_shapes() -> None:
+    with torch.device("meta"):
+        expected = reference_shapes(Qwen3Model(Qwen3Config(**published.TEXT_ENCODER)))
+    table = names.text_encoder_names(FULL_TEXT_ENCODER, "transformers base")
+    assert shapes_of(table) == expected
+    assert len(table.placements) == 398
+    with torch.device("meta"):
+        assert_tiles(Qwen3(FULL_TEXT_ENCODER), table)
 
 
 def test_llama_cpp_names_are_those_of_the_gguf_package() -> None:
@@ -215,3 +225,7 @@ def test_a_name_of_one_layout_is_never_part_of_another() -> None:
     assert names.find_transformer(split) == [names.Found("diffusers", "")]
     assert names.find_transformer(fused) == [names.Found("comfy", "")]
     assert names.find_text_encoder(split) == names.find_vae(split) == []
+    for layout in ("transformers", "transformers base", "llama.cpp"):
+        encoder = names.text_encoder_names(FULL_TEXT_ENCODER, layout).placements
+        assert names.find_text_encoder(encoder) == [names.Found(layout, "")]
+        assert names.find_transformer(encoder) == names.find_vae(encoder) == []

@@ -46,13 +46,14 @@ def known(name: str) -> KnownModel | None:
 
 
 def local_path(model: KnownModel) -> Path | None:
-    """Where a known model lies on this computer, without asking the network."""
+    """Where a known model lies on this computer, without asking the network; None where a part of it is not there."""
     if model.repository is None:
         folder = EMBEDDED / model.name
         return folder if (folder / "model_index.json").is_file() else None
-    from zturbo.weights.hub import find
+    from zturbo.weights.hub import find, is_whole_pipeline
 
-    return find(model.repository)
+    found = find(model.repository)
+    return found if found is not None and is_whole_pipeline(found) else None
 
 
 def _pulled(name: str) -> Path | None:

@@ -13,7 +13,7 @@ from zturbo.engine.catalog import CATALOG, Z_IMAGE_TURBO, known, local_path, res
 from zturbo.engine.engine import complete, model_size
 from zturbo.engine.machine import Machine, detect
 from zturbo.engine.plan import GIB, ModelSize, Plan, Wish, choose_plan
-from zturbo.errors import ConfigError, DoesNotFit, WeightsError
+from zturbo.errors import ConfigError, DoesNotFit, WeightsError, WeightsNotFound
 from zturbo.models.configs import TextEncoderConfig, TransformerConfig, VaeConfig
 from zturbo.weights import published
 from zturbo.weights.checkpoint import open_checkpoint
@@ -61,11 +61,13 @@ def examine(model: str | None = None, device: str = "auto", dtype: str = "auto",
         device, dtype, quantization: as for `Engine.load`.
 
     Raises:
-        DeviceError, WeightsError: the device or the model named is not there, or is damaged.
+        DeviceError: the device is not there.
+        WeightsError, ConfigError: the model named is not there, or is damaged.
     """
     machine = detect(device)
-    names = [entry.name for entry in CATALOG] if model is None else [model]
-    return Report(machine, tuple(_diagnose(name, machine, dtype, quantization) for name in names))
+    if model is not None:
+        return Report(machine, (_diagnose(model, machine, dtype, quantization),))
+    return Report(machine, tuple(_diagnose_known(entry.name, machine, dtype, quantization) for entry in CATALOG))
 
 
 def published_size() -> ModelSize:
@@ -77,12 +79,22 @@ def published_size() -> ModelSize:
     )
 
 
+def _diagnose_known(name: str, machine: Machine, dtype: str, quantization: Wish) -> Diagnosis:
+    """One of all known models: that it is damaged is told in its place, and the others are examined all the same."""
+    try:
+        return _diagnose(name, machine, dtype, quantization)
+    except (WeightsError, ConfigError) as error:
+        return Diagnosis(name, True, None, str(error))
+
+
 def _diagnose(name: str, machine: Machine, dtype: str, quantization: Wish) -> Diagnosis:
     present = not (known(name) is Z_IMAGE_TURBO and local_path(Z_IMAGE_TURBO) is None)
+    checkpoint = open_checkpoint(resolve(name)[1]) if present else None
     try:
-        size = model_size(complete(open_checkpoint(resolve(name)[1]))) if present else published_size()
+        # A single file may need parts of a model that is still to be pulled: no damage, but the next thing to do.
+        size = model_size(complete(checkpoint)) if checkpoint else published_size()
         return Diagnosis(name, present, choose_plan(machine, size, dtype, quantization), "")
-    except (DoesNotFit, WeightsError, ConfigError) as error:
+    except (DoesNotFit, WeightsNotFound) as error:
         return Diagnosis(name, present, None, str(error))
 
 

@@ -153,7 +153,8 @@ def _text_encoder_folder(folder: Path) -> Component[TextEncoderConfig]:
     config = TextEncoderConfig.from_dict(read_json(folder / "config.json"), str(folder / "config.json"))
     source = DecodedTensors(open_component(folder))
     _check_depth(config.num_hidden_layers, source)
-    return _component(config, names.text_encoder_names(config, "transformers"), source, source.shapes)
+    found = _only(names.find_text_encoder(source.shapes), "Qwen3 text encoder", folder)
+    return _component(config, _text_encoder_table(config, found), source, source.shapes)
 
 
 def _vae_folder(folder: Path) -> Component[VaeConfig]:
@@ -249,6 +250,11 @@ def _transformer_table(config: TransformerConfig, found: Found) -> NameTable:
     return names.transformer_names(config, layout).prefixed(found.prefix)
 
 
+def _text_encoder_table(config: TextEncoderConfig, found: Found) -> NameTable:
+    layout = cast(names.TextEncoderLayout, found.layout)
+    return names.text_encoder_names(config, layout).prefixed(found.prefix)
+
+
 def _transformer_in(source: TensorSource, found: Found, parts: Sequence[Found]) -> Component[TransformerConfig]:
     shapes = _shapes_of(source, found, parts)
     config = infer_transformer(_bare(shapes, found.prefix), found.layout, source.path)
@@ -264,9 +270,8 @@ def _text_encoder_in(source: TensorSource, found: Found) -> Component[TextEncode
         config = text_encoder_from_gguf(source.metadata, bare, source.path)
         _check_depth(config.num_hidden_layers, source)
     else:
-        config = infer_text_encoder(bare, source.path)
-    layout = cast(names.TextEncoderLayout, found.layout)
-    return _component(config, names.text_encoder_names(config, layout).prefixed(found.prefix), source, shapes)
+        config = infer_text_encoder(bare, cast(names.TextEncoderLayout, found.layout), source.path)
+    return _component(config, _text_encoder_table(config, found), source, shapes)
 
 
 def _vae_in(source: TensorSource, found: Found) -> Component[VaeConfig]:

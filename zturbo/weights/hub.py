@@ -25,6 +25,9 @@ ALLOWED_FILES = ("*.json", "*.safetensors", "*.gguf", "*.txt")
 
 CHUNK_BYTES = 1 << 20
 
+NETWORKS = ("transformer", "text_encoder", "vae")
+CONFIGS = ("scheduler/scheduler_config.json", "tokenizer/tokenizer.json", *(f"{name}/config.json" for name in NETWORKS))
+"""The small files without which a pipeline cannot be opened."""
 
 PINNED = {"Tongyi-MAI/Z-Image-Turbo": "f332072aa78be7aecdf3ee76d5c247082da564a6"}
 """The commit of each repository that the catalog names."""
@@ -59,7 +62,11 @@ def model_named(name: str) -> HubModel:
 
 
 def find(name: str, *, cache: Path | None = None) -> Path | None:
-    """The folder of a model that is already in the cache, or None. Uses no network."""
+    """The folder of a model that is already in the cache, or None. Uses no network.
+
+    The client knows all files only of a commit that it listed itself. A folder into which another program brought
+    single files is found as well: `is_whole_pipeline` tells it from a whole one.
+    """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, IncompleteSnapshotError, LocalEntryNotFoundError
 
@@ -76,6 +83,18 @@ def find(name: str, *, cache: Path | None = None) -> Path | None:
         )
     except (LocalEntryNotFoundError, IncompleteSnapshotError, HFValidationError):
         return None
+
+
+def is_whole_pipeline(folder: Path) -> bool:
+    """Whether a folder has every file that a Z-Image pipeline is opened from. Their content is not looked at."""
+    return all((folder / file).is_file() for file in CONFIGS) and all(_has_weights(folder / name) for name in NETWORKS)
+
+
+def _has_weights(component: Path) -> bool:
+    """Whether the weights are there, all shards of them: NAME-00001-of-00003.safetensors says how many there are."""
+    names = [file.name for file in component.glob("*.safetensors") if file.is_file()]
+    counts = [int(match[1]) for name in names if (match := re.search(r"-\d{5}-of-(\d{5})\.safetensors$", name))]
+    return bool(names) and len(counts) >= max(counts, default=0)
 
 
 def pull(

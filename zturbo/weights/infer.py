@@ -12,7 +12,7 @@ from typing import Any
 from zturbo.errors import WeightsError
 from zturbo.models.configs import TextEncoderConfig, TransformerConfig, VaeConfig
 from zturbo.weights import published
-from zturbo.weights.names import Shape
+from zturbo.weights.names import Shape, TextEncoderLayout, text_encoder_root
 
 USE_A_FOLDER = "use a folder with the config.json files beside the weights"
 
@@ -71,22 +71,23 @@ def infer_transformer(shapes: Mapping[str, Shape], layout: str, source: Path) ->
     return TransformerConfig.from_dict(members, f"{source} (read from tensor shapes)")
 
 
-def infer_text_encoder(shapes: Mapping[str, Shape], source: Path) -> TextEncoderConfig:
-    """The published Qwen3-4B config, where the (transformers) shapes are exactly its own.
+def infer_text_encoder(shapes: Mapping[str, Shape], layout: TextEncoderLayout, source: Path) -> TextEncoderConfig:
+    """The published Qwen3-4B config, where the shapes (in one of transformers' layouts) are exactly its own.
 
     Raises:
         WeightsError: the shapes are those of another size of Qwen3.
     """
     s = _Shapes(shapes, source)
-    vocab, hidden = s.of("model.embed_tokens.weight", 2)
-    layer = "model.layers.0"
+    root = text_encoder_root(layout)
+    vocab, hidden = s.of(f"{root}embed_tokens.weight", 2)
+    layer = f"{root}layers.0"
     (head_dim,) = s.of(f"{layer}.self_attn.q_norm.weight", 1)
     members: dict[str, Any] = {
         **published.TEXT_ENCODER,
         "vocab_size": vocab,
         "hidden_size": hidden,
         "intermediate_size": s.of(f"{layer}.mlp.gate_proj.weight", 2)[0],
-        "num_hidden_layers": s.count(r"model\.layers\.(\d+)\."),
+        "num_hidden_layers": s.count(rf"{re.escape(root)}layers\.(\d+)\."),
         "num_attention_heads": s.of(f"{layer}.self_attn.q_proj.weight", 2)[0] // head_dim,
         "num_key_value_heads": s.of(f"{layer}.self_attn.k_proj.weight", 2)[0] // head_dim,
         "head_dim": head_dim,

@@ -5,7 +5,9 @@ tensor that the adapter covers. Both base and adapter are placed by rows of our 
 the fused qkv merges into a base with split q, k, v and the other way round, exactly.
 
 Keys are <prefix><module><part>. Modules are the linears of both layouts in `names`, spelled with dots or with
-underscores; no part of a key is guessed. Every key must be used.
+underscores; no part of a key is guessed. Every key must be used, but for Comfy's copy of modules that the file
+has in diffusers' spelling too: some trainers write both, and diffusers drops the same copies
+(`_convert_non_diffusers_z_image_lora_to_diffusers`, https://github.com/huggingface/diffusers/issues/13203).
 """
 
 import json
@@ -23,7 +25,7 @@ import torch
 from zturbo.errors import WeightsError
 from zturbo.models.configs import TransformerConfig, read_json
 from zturbo.weights.load import some
-from zturbo.weights.names import Placement, transformer_names
+from zturbo.weights.names import Placement, TransformerLayout, transformer_names
 from zturbo.weights.scaled import ROWS_AT_ONCE, DecodedTensors
 from zturbo.weights.single_file import open_file
 from zturbo.weights.sources import bad_file
@@ -38,6 +40,7 @@ _DOTTED = (
     "base_model.model.diffusion_model.",
 )
 _UNDERSCORED = ("lora_unet_", "lora_transformer_", "lycoris_")  # kohya and musubi, OneTrainer, SimpleTuner
+_PREFIXES = (*_DOTTED, *_UNDERSCORED)
 
 _PLAIN_NAME = re.compile(r"[\w.]+", re.ASCII)
 _PART = re.compile(
@@ -134,7 +137,7 @@ def open_lora(path: Path, config: TransformerConfig, scale: float = 1.0) -> Lora
     if not isinstance(source, DecodedTensors):
         raise WeightsError(f"{path}: is not a safetensors file", "adapters are safetensors files")
     _refuse_unsupported(path, source.shapes)
-    adapters = _grouped(source, _module_places(config))
+    adapters = _grouped(source, _module_places(config), _second_spellings(config))
     alphas = _Alphas(path, source.metadata)
     deltas: dict[str, list[_Delta]] = defaultdict(list)
     for adapter in adapters:
@@ -167,16 +170,38 @@ def _merged(tensor: torch.Tensor, first_row: int, deltas: Sequence[_Delta]) -> t
     return out
 
 
+def _linears(config: TransformerConfig, layout: TransformerLayout) -> dict[str, Placement]:
+    """The modules of one layout that an adapter may adapt."""
+    return {
+        name.removesuffix(".weight"): place
+        for name, place in transformer_names(config, layout).placements.items()
+        if name.endswith(".weight") and len(place.shape) == 2
+    }
+
+
+def _spelled(prefix: str, module: str) -> str:
+    return prefix + (module.replace(".", "_") if prefix in _UNDERSCORED else module)
+
+
 def _module_places(config: TransformerConfig) -> dict[str, Placement]:
     """Every accepted spelling of every linear of the transformer."""
-    places: dict[str, Placement] = {}
-    for table in (transformer_names(config, "diffusers"), transformer_names(config, "comfy")):
-        for name, place in table.placements.items():
-            if name.endswith(".weight") and len(place.shape) == 2:
-                module = name.removesuffix(".weight")
-                places |= {prefix + module: place for prefix in _DOTTED}
-                places |= {prefix + module.replace(".", "_"): place for prefix in _UNDERSCORED}
-    return places
+    linears = _linears(config, "diffusers") | _linears(config, "comfy")
+    return {_spelled(prefix, module): place for module, place in linears.items() for prefix in _PREFIXES}
+
+
+def _second_spellings(config: TransformerConfig) -> dict[str, frozenset[str]]:
+    """Comfy's spelling of each module that diffusers spells otherwise -> diffusers' spellings of the same rows.
+
+    The fused qkv has three of them, other modules one; all are behind the same prefix.
+    """
+    split = _linears(config, "diffusers")
+    seconds: dict[str, frozenset[str]] = {}
+    for module, place in _linears(config, "comfy").items():
+        if module not in split:
+            same = [other for other, its_place in split.items() if its_place.parameter == place.parameter]
+            for prefix in _PREFIXES:
+                seconds[_spelled(prefix, module)] = frozenset(_spelled(prefix, other) for other in same)
+    return seconds
 
 
 def _refuse_unsupported(path: Path, keys: Iterable[str]) -> None:
@@ -196,8 +221,10 @@ def _foreign_kind(key: str) -> str | None:
     return None
 
 
-def _grouped(source: DecodedTensors, places: Mapping[str, Placement]) -> list[_Adapter]:
-    """Adapters by module; a key that names no linear of this model is left over."""
+def _grouped(
+    source: DecodedTensors, places: Mapping[str, Placement], second_spellings: Mapping[str, frozenset[str]]
+) -> list[_Adapter]:
+    """Adapters by module, second copies dropped; a key that names no linear of this model is left over."""
     adapters: dict[str, _Adapter] = {}
     left_over = []
     keys: dict[str, tuple[str, str]] = {}
@@ -212,7 +239,10 @@ def _grouped(source: DecodedTensors, places: Mapping[str, Placement]) -> list[_A
             f"{len(left_over)} keys fit no linear of this model: {some(left_over)}" if left_over else "holds no adapter"
         )
         raise bad_file(source.path, what, "the adapter was made for another model")
-    for key, tensor in source.tensors(frozenset(keys), torch.float32):
+    modules = {module for module, _ in keys.values()}
+    copies = {module for module in modules & second_spellings.keys() if second_spellings[module] <= modules}
+    wanted = frozenset(key for key, (module, _) in keys.items() if module not in copies)
+    for key, tensor in source.tensors(wanted, torch.float32):
         module, part = keys[key]
         adapter = adapters.setdefault(module, _Adapter(module, places[module]))
         if part in adapter.parts:
@@ -222,7 +252,7 @@ def _grouped(source: DecodedTensors, places: Mapping[str, Placement]) -> list[_A
 
 
 def _check_disjoint(path: Path, deltas: Mapping[str, Sequence[_Delta]]) -> None:
-    """One file may not adapt the same rows twice, as fused and as split: which one is meant is unknown."""
+    """One file may not adapt the same rows twice, such as fused and only in part split: what is meant is unknown."""
     for parameter, several in deltas.items():
         ordered = sorted(several, key=lambda delta: delta.first_row)
         for one, other in pairwise(ordered):

@@ -15,7 +15,9 @@ from zturbo.models.configs import TextEncoderConfig, TransformerConfig, VaeConfi
 Shape = tuple[int, ...]
 
 TransformerLayout = Literal["diffusers", "comfy"]
-TextEncoderLayout = Literal["transformers", "llama.cpp"]
+TextEncoderLayout = Literal["transformers", "transformers base", "llama.cpp"]
+"""`transformers` is how Qwen3ForCausalLM names its tensors, `transformers base` how the Qwen3Model inside it does."""
+
 VaeLayout = Literal["diffusers", "flux"]
 
 TIMESTEP_FREQUENCIES, TIMESTEP_HIDDEN = 256, 1024
@@ -71,6 +73,7 @@ OUTSIDE = frozenset({"text_encoders.qwen3_4b.logit_scale"})
 _TRANSFORMER_MARKS = {"layers.0.attention.to_q.weight": "diffusers", "layers.0.attention.qkv.weight": "comfy"}
 _TEXT_ENCODER_MARKS = {
     "model.layers.0.self_attn.q_proj.weight": "transformers",
+    "layers.0.self_attn.q_proj.weight": "transformers base",
     "blk.0.attn_q_norm.weight": "llama.cpp",
 }
 _VAE_MARKS = {
@@ -199,8 +202,8 @@ _LLAMA_CPP_NAMES = {
     "mlp.gate_proj": "ffn_gate",
     "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
-    "model.embed_tokens": "token_embd",
-    "model.norm": "output_norm",
+    "embed_tokens": "token_embd",
+    "norm": "output_norm",
 }
 """llama.cpp's tensor names for the qwen3 architecture; its converter permutes no rows for this family."""
 
@@ -224,19 +227,25 @@ def _decoder_layer(config: TextEncoderConfig) -> Iterator[tuple[str, Placement]]
     yield from ((name, Placement(name, 0, shape)) for name, shape in shapes.items())
 
 
+def text_encoder_root(layout: TextEncoderLayout) -> str:
+    """What a layout of transformers puts before `layers.0` and its neighbours."""
+    return "model." if layout == "transformers" else ""
+
+
 def text_encoder_names(config: TextEncoderConfig, layout: TextEncoderLayout) -> NameTable:
     """398 names for Qwen3-4B. A stored output head is ignored: it repeats the tied embedding."""
     foreign = layout == "llama.cpp"
+    root = text_encoder_root(layout)
     ends: dict[str, Shape] = {
-        "model.embed_tokens": (config.vocab_size, config.hidden_size),
-        "model.norm": (config.hidden_size,),
+        "embed_tokens": (config.vocab_size, config.hidden_size),
+        "norm": (config.hidden_size,),
     }
     placements = {
-        f"{_LLAMA_CPP_NAMES[name] if foreign else name}.weight": Placement(f"{name}.weight", 0, shape)
+        f"{_LLAMA_CPP_NAMES[name] if foreign else root + name}.weight": Placement(f"model.{name}.weight", 0, shape)
         for name, shape in ends.items()
     }
     for i in range(config.num_hidden_layers):
-        ours, theirs = f"model.layers.{i}", (f"blk.{i}" if foreign else f"model.layers.{i}")
+        ours, theirs = f"model.layers.{i}", (f"blk.{i}" if foreign else f"{root}layers.{i}")
         for name, place in _decoder_layer(config):
             parameter = f"{ours}.{place.parameter}.weight"
             their_name = _LLAMA_CPP_NAMES[name] if foreign else name
