@@ -173,7 +173,7 @@ def train_judge(profile: Profile, folders: Folders, minutes: float) -> Judge:
         optimizers.step(cosine(run.progress))
         average.update(judge)
         run.tick(loss=loss.detach())
-    save(path, {"average": average.model.state_dict(), "step": profile.judge_steps})
+    save(path, {"average": average.model.state_dict(), "step": run.step})
     return average.model.eval()
 
 

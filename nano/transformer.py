@@ -326,9 +326,14 @@ class Trainer:
 def train(profile: Profile, folders: Folders, minutes: float, last_stage: int, compile_blocks: bool = False) -> None:
     """Train, or go on training, through the profile's stages; `minutes` bounds each stage.
 
+    A distilled run is left as it is: its weights are the student's. To train on, put `teacher.pt` in their place.
+
     compile_blocks: whether the blocks are `compiled` first.
     """
     parallel.start()
+    if (state := restored(folders.transformer)) and state.get("distilled"):
+        print(f"transformer: distilled already; to train on, copy teacher.pt over {folders.transformer.name}")
+        return
     trainer, first = Trainer(profile, folders, minutes, compile_blocks), parallel.rank() == 0
     sheet_at = profile.sheet_every_s
     while trainer.stage <= last_stage:
