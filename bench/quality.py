@@ -104,7 +104,7 @@ def save_worst(measured: Measured, path: Path) -> str:
     assert pairs.worst is not None
     none, other = pairs.worst
     difference = np.clip(LOUDER * np.abs(none.astype(int) - other.astype(int)), 0, 255).astype(np.uint8)
-    path.parent.mkdir(exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(encode(np.concatenate((none, other, difference), axis=1), "png", None))
     return "every picture is equal" if min(pairs.psnr) == math.inf else f"the worst pair is of {name} ({path.name})"
 

@@ -33,3 +33,15 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tests import reference
 
     return reference.save(reference.pipeline(), tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture
+def homeless(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No home folder: HOME is not set, and no account has this user's number, as in some containers."""
+
+    def unknown(number: int) -> None:
+        raise KeyError(f"getpwuid(): uid not found: {number}")
+
+    for name in ("HOME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("pwd.getpwuid", unknown)

@@ -159,9 +159,38 @@ def test_the_file_is_the_flags_then_the_environments_then_the_users(
 def test_native_types_of_the_file(tmp_path: Path) -> None:
     made = load_config(file=written(tmp_path, "threads = 4\nmetadata = false"), environment={})
     assert (made.threads, made.metadata) == (4, False)
+    made = load_config(file=written(tmp_path, "metadata = 0\nlocal_sessions = 1"), environment={})
+    assert (made.metadata, made.local_sessions) == (False, True)
+    assert type(made.metadata) is bool
 
 
-@pytest.mark.parametrize("text", ["threads = true", "threads = 1.5", "metadata = 2", "model = 3", "threads = 1025"])
+def test_a_file_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
+    assert load_config(file=written(tmp_path, "\ufeffthreads = 4"), environment={}).threads == 4
+
+
+@pytest.mark.parametrize("labels", ["Enticing or Sensual, Pornography", "porn,\n sexy", "色情", "NSFW (explicit)"])
+def test_labels_are_named_as_classifiers_name_them(labels: str) -> None:
+    assert load_config(environment={"ZTURBO_SAFETY_LABELS": labels}).safety_labels == labels
+
+
+@pytest.mark.parametrize("labels", [" ", ",", "porn,", "porn, ,sexy", "po\x1brn", "po\nrn"])
+def test_labels_without_a_name_or_with_control_characters_are_refused(labels: str) -> None:
+    with pytest.raises(ConfigError, match="SAFETY_LABELS: must be names, separated by commas"):
+        load_config(environment={"ZTURBO_SAFETY_LABELS": labels})
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "threads = true",
+        "threads = 1.5",
+        "metadata = 2",
+        "metadata = -1",
+        "metadata = 1.0",
+        "model = 3",
+        "threads = 1025",
+    ],
+)
 def test_wrong_types_of_the_file(text: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="must be"):
         load_config(file=written(tmp_path, text), environment={})
@@ -185,6 +214,19 @@ def test_a_named_file_must_exist(tmp_path: Path) -> None:
         load_config(environment={"ZTURBO_CONFIG": str(tmp_path / "none.toml")})
     with pytest.raises(ConfigError, match="Is a directory"):
         load_config(file=tmp_path, environment={})
+
+
+def test_a_file_in_the_home_of_nobody_is_told() -> None:
+    with pytest.raises(ConfigError, match=r"cannot read the settings file ~nobody-of-that-name/x\.toml"):
+        load_config(environment={"ZTURBO_CONFIG": "~nobody-of-that-name/x.toml"})
+
+
+def test_a_home_that_may_not_be_entered_has_no_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_path: Path) -> bool:  # permissions would not hold for a test that root runs
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "is_file", refuse)
+    assert load_config(environment={}) == Config()
 
 
 @settings(deadline=None)

@@ -16,9 +16,10 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 
 EXAMPLE = {
     "model": "alibaba/z-image-turbo",
@@ -27,6 +28,8 @@ EXAMPLE = {
 }
 READY_S = 120
 ANSWER_S = 300
+DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+"""The server is on this machine: a proxy of the environment could not reach it."""
 
 
 def main() -> None:
@@ -38,23 +41,34 @@ def main() -> None:
             json.dumps(EXAMPLE).encode(),
             {"authorization": f"Bearer {key}", "content-type": "application/json"},
         )
-        with urllib.request.urlopen(request, timeout=ANSWER_S) as answer:
+        with DIRECT.open(request, timeout=ANSWER_S) as answer:
             found = json.load(answer)
         print(json.dumps(found, indent=2, ensure_ascii=False))
-        with urllib.request.urlopen(found["data"][0]["url"], timeout=ANSWER_S) as picture:
+        with DIRECT.open(found["data"][0]["url"], timeout=ANSWER_S) as picture:
             target.write_bytes(picture.read())
     print(target)
 
 
 @contextmanager
-def serving(folder: Path) -> Iterator[tuple[str, str]]:
-    """A server on a free port, ready to draw: its address and a key. Its log is shown where it fails."""
+def serving(folder: Path, settings: Mapping[str, str] = MappingProxyType({})) -> Iterator[tuple[str, str]]:
+    """A server on a free port, ready to draw: its address and a key. Its log is shown where it fails.
+
+    Where it listens and what it calls itself is not the user's own server's, whatever the user's settings say.
+
+    Args:
+        folder: for its records, its files and its log.
+        settings: environment variables that win over the user's and over ours.
+    """
     port, key, log = free_port(), secrets.token_hex(16), folder / "server.log"
-    environment = os.environ | {"ZTURBO_API_KEY": key, "ZTURBO_DATA_DIR": str(folder / "data")}
+    address = f"http://127.0.0.1:{port}"
+    ours = {
+        "ZTURBO_API_KEY": key, "ZTURBO_DATA_DIR": str(folder / "data"), "ZTURBO_HOST": "127.0.0.1",
+        "ZTURBO_PUBLIC_URL": address,
+    }  # fmt: skip
+    environment = os.environ | ours | settings
     command = [sys.executable, "-m", "zturbo", "serve", "--port", str(port)]
     with log.open("wb") as output:
         server = subprocess.Popen(command, env=environment, stdout=output, stderr=output)
-    address = f"http://127.0.0.1:{port}"
     try:
         print(f"zturbo serves at {address}; loading the model", file=sys.stderr)
         wait_until_ready(address, server, log)
@@ -75,7 +89,7 @@ def wait_until_ready(address: str, server: "subprocess.Popen[bytes]", log: Path)
     deadline, reason = time.monotonic() + READY_S, "it does not answer"
     while time.monotonic() < deadline and server.poll() is None:
         try:
-            with urllib.request.urlopen(f"{address}/readyz", timeout=5):
+            with DIRECT.open(f"{address}/readyz", timeout=5):
                 return
         except urllib.error.HTTPError as error:
             reason = json.load(error)["message"]

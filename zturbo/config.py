@@ -72,6 +72,16 @@ def _names(value: object) -> str:
     raise _RefusedError
 
 
+def _labels(value: object) -> str:
+    """Names as classifiers give them to what they see: words of any language, with spaces between them."""
+    if value == "":
+        return ""
+    parts = [part.strip() for part in _text(value).split(",")]
+    if all(part and part.isprintable() for part in parts):
+        return str(value)
+    raise _RefusedError
+
+
 def _address(value: object) -> str:
     if isinstance(value, str) and (value == "" or re.fullmatch(r"https?://[^\s/?#]+(/[^\s?#]*)?", value, re.ASCII)):
         return value.rstrip("/")
@@ -119,8 +129,8 @@ def _kept_folder(value: object) -> Path:
 
 
 def _flag(value: object) -> bool:
-    if isinstance(value, bool):
-        return value
+    if isinstance(value, int) and value in (0, 1):  # True and False are such integers
+        return bool(value)
     if isinstance(value, str) and value.lower() in _TRUE + _FALSE:
         return value.lower() in _TRUE
     raise _RefusedError
@@ -300,7 +310,7 @@ class Config:
     )
     safety_labels: str = _setting(
         "",
-        _names,
+        _labels,
         "names, separated by commas",
         "Which labels of the model in safety_checker count as unsafe; absent, the well-known ones (nsfw, porn, ...).",
     )
@@ -462,22 +472,31 @@ def _check_together(config: Config) -> None:
 
 
 def _file_path(file: Path | None, environment: Mapping[str, str]) -> Path | None:
+    """The settings file to read, or None.
+
+    Raises:
+        ConfigError: the environment names one in the home folder of nobody.
+    """
     if file is not None:
         return file
     if named := environment.get(CONFIG_VARIABLE):
-        return Path(named).expanduser()
+        try:
+            return Path(named).expanduser()
+        except RuntimeError as error:  # "~name" of nobody, or "~" of a user without a home folder
+            raise ConfigError(f"cannot read the settings file {named}: there is no such home folder",
+                              f"set {CONFIG_VARIABLE} to the file's whole path") from error  # fmt: skip
     try:
         default = DEFAULT_FILE.expanduser()
-    except RuntimeError:  # a user without a home folder, as in some containers
+        return default if default.is_file() else None
+    except (RuntimeError, OSError):  # no home folder, or one of another user, as in some containers
         return None
-    return default if default.is_file() else None
 
 
 def _read_file(path: Path) -> dict[str, object]:
     import tomllib
 
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))  # editors on Windows begin it with a mark
     except (OSError, ValueError) as error:  # UnicodeDecodeError and TOMLDecodeError are ValueErrors
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise ConfigError(f"cannot read the settings file {path}: {reason}") from error

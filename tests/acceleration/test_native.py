@@ -389,6 +389,40 @@ def test_a_build_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         native.library.cache_clear()
 
 
+def test_without_a_home_folder_only_the_kernels_are_left_out(tiny_folder: Path, homeless: None) -> None:
+    caches = (native.target, native.library)
+    for one in caches:
+        one.cache_clear()
+    try:
+        engine = Engine.load(str(tiny_folder), LoadOptions(device="cpu", dtype="float32", build=True))
+        assert "no native blocks: this user has no home folder" in str(engine.levels["none"])
+    finally:
+        for one in caches:
+            one.cache_clear()
+
+
+def test_a_folder_that_may_not_be_entered_leaves_only_the_kernels_out(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Closed(type(tmp_path)):  # type: ignore[misc]  # permissions would not hold for a test that root runs
+        def exists(self, **_: bool) -> bool:
+            raise PermissionError(13, "Permission denied", str(self))
+
+    monkeypatch.setattr(native, "target", lambda: Closed(tmp_path / "none.so"))
+    native.library.cache_clear()
+    with pytest.raises(Unavailable, match=r"folder of their builds cannot be used: .*denied"):
+        native.build()
+    engine = Engine.load(str(tiny_folder), LoadOptions(device="cpu", dtype="float32", build=True))
+    assert "no native blocks: the folder of their builds cannot be used" in str(engine.levels["none"])
+
+
+def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(native, "target", lambda: tmp_path / "file" / "kernels.so")
+    with pytest.raises(Unavailable, match="folder of their builds cannot be used"):
+        native.build()
+
+
 def test_no_compiler_a_failing_one_and_another_processor_are_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -342,8 +342,8 @@ def test_quality_beside_none(changing: Engine, results: Path) -> None:
     assert (high["drawn as"], high["PSNR worst"]) == ("regular", regular["PSNR worst"])
     assert none.keys() == regular.keys()
     assert 0 <= none["judge: all %"] <= 100
-    assert "of regular" in quality.save_worst(measured, results / "worst.png")
-    with Image.open(results / "worst.png") as picture:
+    assert "of regular" in quality.save_worst(measured, results / "new" / "folders" / "worst.png")
+    with Image.open(results / "new" / "folders" / "worst.png") as picture:
         assert picture.size == (3 * SMALL[0], SMALL[1])
 
 

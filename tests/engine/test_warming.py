@@ -55,3 +55,8 @@ def test_what_is_compiled_stays_on_the_disk(tmp_path: Path) -> None:
     assert environment["TRITON_CACHE_DIR"] == str(tmp_path / "zturbo" / "triton")
     keep_compiled(environment := {"TRITON_CACHE_DIR": "/kept/here"})
     assert environment == {"TRITON_CACHE_DIR": "/kept/here"}
+
+
+def test_without_a_home_folder_triton_is_left_alone(homeless: None) -> None:
+    keep_compiled(environment := dict[str, str]())
+    assert environment == {}

@@ -323,3 +323,7 @@ def test_names() -> None:
     with pytest.raises(DownloadError, match="the hub has no bad name/x"):
         hub.pull("bad name/x")
     assert hub.find("-bad-/name--x") is None
+
+
+def test_without_a_home_folder_nothing_is_found(homeless: None) -> None:
+    assert hub.find("some/model", cache=Path("~/.cache/huggingface/hub")) is None

@@ -66,8 +66,29 @@ def features() -> frozenset[str]:
 
 
 def folder(environment: Mapping[str, str] = os.environ) -> Path:
-    """Where builds are kept."""
-    return Path(environment.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "zturbo" / "native"
+    """Where builds are kept.
+
+    Raises:
+        Unavailable: nowhere, as for a user without a home folder in some containers.
+    """
+    try:
+        cache = Path(environment.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError as error:
+        raise Unavailable("this user has no home folder to keep them in; XDG_CACHE_HOME may name another") from error
+    return cache / "zturbo" / "native"
+
+
+@contextmanager
+def _folder_in_use() -> Iterator[None]:
+    """Tell it as a reason where the folder of builds may not be entered or written.
+
+    Raises:
+        Unavailable: the disk refuses what was done meanwhile.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise Unavailable(f"the folder of their builds cannot be used: {error}") from error
 
 
 def compiler() -> str | None:
@@ -85,7 +106,7 @@ def target() -> Path:
     """The file of this machine's build.
 
     Raises:
-        Unavailable: no such processor, or no compiler that runs, to name the build by.
+        Unavailable: no such processor, or no compiler that runs, to name the build by; or no folder to keep it in.
     """
     _refuse_other_processors()
     program = compiler()
@@ -121,11 +142,15 @@ def build() -> None:
     """Compile the kernels where that was not done yet; seconds.
 
     Raises:
-        Unavailable: no such processor, no compiler, or it fails.
+        Unavailable: no such processor, no compiler, or it fails; or the folder of builds cannot be used.
     """
     path = target()
-    if path.exists():
-        return
+    with _folder_in_use():
+        if not path.exists():
+            _compile(path)
+
+
+def _compile(path: Path) -> None:
     program = compiler()
     assert program is not None
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -143,11 +168,12 @@ def library() -> ctypes.CDLL:
     """The kernels of this machine's build.
 
     Raises:
-        Unavailable: they are not built, or do not load.
+        Unavailable: they are not built, or do not load; or the folder of builds cannot be used.
     """
     path = target()
-    if not path.exists():
-        raise Unavailable("they are not built yet; servers build them while they load")
+    with _folder_in_use():
+        if not path.exists():
+            raise Unavailable("they are not built yet; servers build them while they load")
     try:
         kernels = ctypes.CDLL(str(path))
     except OSError as error:

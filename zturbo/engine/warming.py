@@ -63,5 +63,8 @@ def warm_writer(writer: Writer) -> None:
 
 def keep_compiled(environment: dict[str, str] | os._Environ[str] = os.environ) -> None:
     """Have Triton keep what it compiles beside the rest of this program's cache, unless the environment says where."""
-    home = Path(environment.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    try:
+        home = Path(environment.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError:  # a user without a home folder, as in some containers: it is left to Triton
+        return
     environment.setdefault("TRITON_CACHE_DIR", str(home / "zturbo" / "triton"))

@@ -83,6 +83,8 @@ def find(name: str, *, cache: Path | None = None) -> Path | None:
         )
     except (LocalEntryNotFoundError, IncompleteSnapshotError, HFValidationError):
         return None
+    except RuntimeError:  # a cache in the home folder of a user who has none, as in some containers
+        return None
 
 
 def is_whole_pipeline(folder: Path) -> bool:
