@@ -4,6 +4,8 @@ import asyncio
 import io
 import json
 import logging
+import logging.config
+import pickle
 from collections.abc import Iterator
 
 import pytest
@@ -28,6 +30,18 @@ def stream(monkeypatch: pytest.MonkeyPatch) -> Iterator[io.StringIO]:
 
 def lines(stream: io.StringIO) -> list[dict[str, object]]:
     return [json.loads(line) for line in stream.getvalue().splitlines()]
+
+
+def test_the_supervisor_writes_the_same_lines_to_the_same_place(capsys: pytest.CaptureFixture[str]) -> None:
+    config = pickle.loads(pickle.dumps(logs.supervisor_config("json")))  # workers may be spawned
+    granian = {"handlers": ["console"], "level": "INFO", "propagate": False}
+    logging.config.dictConfig(
+        {"version": 1, "disable_existing_loggers": False, "loggers": {"supervisor": granian}, **config}
+    )
+    logging.getLogger("supervisor").info("Listening at: %s", "http://127.0.0.1:8000")
+    out, line = capsys.readouterr()
+    assert out == ""
+    assert (json.loads(line)["event"], json.loads(line)["level"]) == ("Listening at: http://127.0.0.1:8000", "info")
 
 
 def test_a_line_has_the_events_own_members(stream: io.StringIO) -> None:

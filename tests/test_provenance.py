@@ -17,6 +17,7 @@ from PIL import Image
 
 from tests.api.conftest import Instant, serving
 from tests.api.test_images import post
+from zturbo.api.serve import run
 from zturbo.config import Config
 from zturbo.errors import ConfigError
 from zturbo.params import OUTPUT_FORMATS
@@ -131,6 +132,13 @@ def test_without_a_certificate_nothing_is_signed() -> None:
 def test_what_does_not_fit_is_refused_at_the_start(tmp_path: Path, change: Any, word: str) -> None:
     with pytest.raises(ConfigError, match=word):
         open_signer(change(tmp_path, certificate(tmp_path)))
+
+
+def test_a_server_with_such_files_does_not_start(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    config = replace(certificate(tmp_path), c2pa_key="", port=0, data_dir=tmp_path / "data")
+    with pytest.raises(ConfigError, match="need both"):
+        run(config, None)
+    assert capfd.readouterr().err == ""
 
 
 @pytest.fixture

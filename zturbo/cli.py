@@ -65,6 +65,7 @@ FLAG_NAMES = {
     "output_format": "--format",
     "acceleration": "--acceleration",
     "prompt_expansion": "--prompt-expansion",
+    "safety_checker": "--safety-checker",
     "output": "--output",
 }
 """Our member name -> what this door calls it."""

@@ -9,6 +9,7 @@ import json
 import logging
 import sys
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any, TextIO
 
 import structlog
@@ -74,15 +75,21 @@ def set_up(log_format: str) -> None:
     Args:
         log_format: json, text, or auto: text where stderr is a terminal, else json.
     """
-    people = log_format == "text" or (log_format == "auto" and sys.stderr.isatty())
     handler = GatheringHandler()
-    handler.setFormatter(_for_people() if people else JsonLines())
+    handler.setFormatter(_formatter(log_format))
     logging._srcfile = None  # no event says which line it came from: the stack need not be walked
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     logging.logAsyncioTasks = False  # type: ignore[attr-defined]  # read by Python 3.12 and newer
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.INFO)
+
+
+def supervisor_config(log_format: str) -> dict[str, Any]:
+    """The same for the process that watches the worker: what Granian is to give to `logging.config.dictConfig`."""
+    handler = {"class": "logging.StreamHandler", "stream": "ext://sys.stderr", "formatter": "ours"}
+    return {"formatters": {"ours": {"()": partial(_formatter, log_format)}},
+            "handlers": {"console": handler, "access": handler}}  # fmt: skip
 
 
 def finish() -> None:
@@ -100,6 +107,11 @@ def _printable(_logger: object, _method: str, facts: Any) -> Any:
 
 def _shown(text: str) -> str:
     return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
+
+
+def _formatter(log_format: str) -> logging.Formatter:
+    people = log_format == "text" or (log_format == "auto" and sys.stderr.isatty())
+    return _for_people() if people else JsonLines()
 
 
 def _for_people() -> logging.Formatter:

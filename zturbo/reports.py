@@ -6,7 +6,7 @@ Sums are integer credits up to here; dollars are made last, each from one such s
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from types import MappingProxyType
 from typing import Any
 
@@ -208,4 +208,5 @@ def _request_report(row: Generation) -> dict[str, Any]:
         "steps": request.steps,
         "images": request.images,
         "seconds": dict(row.seconds),
+        "safety": asdict(row.safety) if row.safety else None,
     }

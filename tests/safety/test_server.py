@@ -96,6 +96,11 @@ async def test_one_flagged_picture_of_four(engine: Instant, delivery: str, outpu
             checker="stub@0", threshold=0.5, scores=(0.25, 0.25, 0.75, 0.25), flagged=(False, False, True, False)
         )
         assert stored.status == "done"
+        logged = await server.client.get("/v2/logs", headers=server.client.headers)
+        assert logged.json()["data"][0]["safety"] == {
+            "checker": "stub@0", "threshold": 0.5, "scores": [0.25, 0.25, 0.75, 0.25],
+            "flagged": [False, False, True, False],
+        }  # fmt: skip
         assert b"zturbo_images_flagged_total 1.0" in (await server.client.get("/metrics")).content
 
 

@@ -166,6 +166,16 @@ _ROW = _object(
         "steps": _count("Denoising steps.", **NULL),
         "images": _count("Pictures asked for.", **NULL),
         "seconds": {"type": "object", "additionalProperties": {"type": "number"}, "description": "By stage."},
+        "safety": _object(
+            {
+                "checker": _text("What judged, as name@version."),
+                "threshold": _number("The score from which on a picture is withheld."),
+                "scores": _list({"type": "number"}, "Of each picture, in order."),
+                "flagged": _list({"type": "boolean"}, "Whether each was withheld."),
+            },
+            description="What the safety checker found; null where nothing was checked.",
+            **NULL,
+        ),
     }
 )
 _PAGE = _object(

@@ -24,6 +24,7 @@ from zturbo.config import CONFIG_VARIABLE, SETTINGS, Config, load_config
 from zturbo.engine.queue import AdmissionQueue
 from zturbo.engine.worker import Draws, Worker
 from zturbo.errors import ConfigError
+from zturbo.provenance import open_signer
 from zturbo.storage.embedded import open_storage, try_storage
 
 ORPHAN_POLL_S = 0.5
@@ -157,7 +158,8 @@ def run(config: Config, config_file: Path | None, factory: str = "zturbo.api.ser
         factory: "module:function" that makes the application in the worker process.
 
     Raises:
-        ConfigError: the address cannot be listened on, as when another server has it.
+        ConfigError: the address cannot be listened on, as when another server has it, or content credentials cannot be
+            signed.
         StorageError: the data folder cannot be used, as when another server has it.
     """
     from granian import Granian
@@ -165,6 +167,7 @@ def run(config: Config, config_file: Path | None, factory: str = "zturbo.api.ser
 
     numbers = _probe(config.host, config.port)
     asyncio.run(try_storage(config))  # here it is one message; in the worker a traceback, and another try
+    open_signer(config)  # the same
     if config_file is not None:
         os.environ[CONFIG_VARIABLE] = str(config_file)
     for setting in SETTINGS:  # the worker reads the same settings, wherever they came from
@@ -182,6 +185,7 @@ def run(config: Config, config_file: Path | None, factory: str = "zturbo.api.ser
         http=HTTPModes.http1,  # its second version reports a lost connection to one of its requests only
         websockets=False,
         log_access=False,
+        log_dictconfig=logs.supervisor_config(config.log_format),
         respawn_failed_workers=True,
         workers_kill_timeout=config.shutdown_grace_s + KILL_AFTER_S,
     )
