@@ -373,7 +373,7 @@ def _place(canvas: Canvas, scene: Scene, subject: Subject, x: float, room: float
     elif subject.kind == "fish":
         base -= 0.06
     left, foot = x * canvas.width, base * canvas.height
-    flip = bool(rng.random() < (0.75 if x > 0.6 else 0.25 if x < 0.4 else 0.5))
+    flip = x > 0.55  # they look right, or to the middle: where it may choose, a small model draws both ways at once
     matrix = np.array([[scale, 0, left], [0, scale, foot], [0, 0, 1]], dtype=np.float64)
     pen = Pen(canvas, matrix).at(0, 0, flip=flip)
     if afloat and not flying and subject.kind not in SWIMMERS and scene.setting == "sea":
@@ -414,7 +414,7 @@ def _spots(scene: Scene, rng: np.random.Generator) -> list[tuple[Subject, float,
 def draw(scene: Scene, width: int, height: int) -> Picture:
     """Draw a scene at a size in pixels (multiples of 32, from 256 to 2048).
 
-    Where its things stand and which way they look does not hang on the backdrop: a world of few variants has few poses.
+    Where its things stand does not hang on the backdrop: a world of few variants has few poses.
     """
     rng, places = np.random.default_rng(scene.seed), np.random.default_rng((scene.seed, 1))
     canvas = Canvas(width, height, scene.style)

@@ -64,6 +64,16 @@ def test_seeds_place_things_otherwise_and_settings_do_not() -> None:
     assert not np.array_equal(car("meadow", 0), car("meadow", 1))
 
 
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize(("place", "way"), [("left", 1), ("centre", 1), ("right", -1)])
+def test_where_it_stands_says_which_way_it_looks(place: str, way: int, seed: int) -> None:
+    """Were it left to chance, a small model would draw both ways at once: one body with two heads."""
+    dog = Subject("dog", "red", place=place, pose="standing")
+    labels = draw(Scene("plain", "day", (dog,), seed), 512, 512).labels[..., 0]
+    head, body = (np.argwhere(labels == LABEL[name])[:, 1].mean() for name in (HEADS["dog"], "dog"))
+    assert way * (head - body) > 0
+
+
 @pytest.mark.parametrize("style", STYLES)
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_every_setting_in_every_style(setting: str, style: str) -> None:
