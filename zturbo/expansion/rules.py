@@ -31,7 +31,7 @@ DETAILED = 40
 MAX_PROMPT_CHARACTERS = 400
 """Longer prompts are left alone however few words they have."""
 MAX_ADDED = 900
-"""Bytes of UTF-8 that may be added: with the longest prompt below the encoder's 512 tokens in any script."""
+"""Bytes of UTF-8 that may be added: some 200 tokens of English, 300 of Chinese, of the 512 that the encoder reads."""
 MAX_ANSWER = 8000
 """Characters of an answer that are read; honest ones are a tenth of it."""
 _REPEATED = 0.5
