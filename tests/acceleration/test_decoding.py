@@ -24,7 +24,7 @@ from zturbo.models.configs import TextEncoderConfig
 from zturbo.models.text_encoder import KVCache, Qwen3
 from zturbo.weights import published
 
-PROMPTS = ("a red boat", "two cats in a city at night", "a small house with a red door on a hill behind a lake")
+PROMPTS = ("a red boat", "two cats in a city at night", "a small house with a red door and a green tree on the left")
 
 
 def double(logits: torch.Tensor) -> torch.Tensor:
