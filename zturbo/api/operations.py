@@ -2,7 +2,7 @@
 
 from typing import Any, get_args
 
-from zturbo.api.openapi import errors, json_answer
+from zturbo.api.openapi import SAFETY, errors, json_answer
 from zturbo.api.usage import DEFAULT_ROWS, MAX_OFFSET, MAX_ROWS, PREFIX_PATTERN
 from zturbo.errors import (
     Forbidden,
@@ -167,12 +167,7 @@ _ROW = _object(
         "images": _count("Pictures asked for.", **NULL),
         "seconds": {"type": "object", "additionalProperties": {"type": "number"}, "description": "By stage."},
         "safety": _object(
-            {
-                "checker": _text("What judged, as name@version."),
-                "threshold": _number("The score from which on a picture is withheld."),
-                "scores": _list({"type": "number"}, "Of each picture, in order."),
-                "flagged": _list({"type": "boolean"}, "Whether each was withheld."),
-            },
+            SAFETY["properties"] | {"flagged": _list({"type": "boolean"}, "Whether each picture was withheld.")},
             description="What the safety checker found; null where nothing was checked.",
             **NULL,
         ),
