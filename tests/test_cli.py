@@ -501,9 +501,10 @@ def test_the_doctor_knows_the_published_model_without_its_files(
 def test_the_doctor_refuses_a_model_that_is_not_there_or_is_damaged(
     run: Callable[..., Told], model: Path, tmp_path: Path
 ) -> None:
-    told = run("doctor", "--model", "/nope")
-    assert (told.code, told.out) == (2, "")
-    assert "'/nope' is neither a known model nor an existing folder or file" in told.err
+    for name in ("/nope", "~nobody-of-that-name/model", "m" * 5000):
+        told = run("doctor", "--model", name)
+        assert (told.code, told.out) == (2, "")
+        assert f"{name!r} is neither a known model nor an existing folder or file" in told.err
     damaged = shutil.copytree(model, tmp_path / "damaged")
     (damaged / "vae" / "diffusion_pytorch_model.safetensors").write_bytes(b"cut")
     told = run("doctor", "--model", str(damaged), "--json")

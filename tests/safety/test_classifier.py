@@ -104,9 +104,10 @@ def test_the_hubs_cache_is_used_and_no_network(folder: Path, tmp_path: Path, mon
         ImageClassifier("nobody/nothing", 0.5)
 
 
-def test_a_name_that_is_none() -> None:
+@pytest.mark.parametrize("name", ["falconsai", "~nobody-of-that-name/checker", "f" * 5000])
+def test_a_name_that_is_none(name: str) -> None:
     with pytest.raises(SafetyError, match="neither a folder nor a name of the hub") as caught:
-        ImageClassifier("falconsai", 0.5)
+        ImageClassifier(name, 0.5)
     assert "bundled and none" in caught.value.hint
 
 

@@ -317,7 +317,7 @@ def test_names() -> None:
     assert hub.model_named("Tongyi-MAI/Z-Image-Turbo@main").revision == "main"
     assert hub.model_named("owner/name").revision == "main"
     assert hub.model_named("owner/name@abc").revision == "abc"
-    for name in ("unknown", "", "a/b/c", "/b", "a/"):
+    for name in ("unknown", "", "a/b/c", "/b", "a/", "./a", "../a", "~a/b"):
         with pytest.raises(WeightsNotFound, match="there is no model named"):
             hub.model_named(name)
     with pytest.raises(DownloadError, match="the hub has no bad name/x"):

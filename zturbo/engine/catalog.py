@@ -58,19 +58,12 @@ def local_path(model: KnownModel) -> Path | None:
 
 def _pulled(name: str) -> Path | None:
     """Where OWNER/NAME[@REVISION] of the hub lies on this computer after `zturbo models pull`."""
-    if name.startswith((".", "/", "~")) or name.partition("@")[0].count("/") != 1:
-        return None
     from zturbo.weights.hub import find
 
-    return find(name)
-
-
-def _exists(path: Path) -> bool:
-    """Whether it is there; a text that is too long for a path is none."""
     try:
-        return path.exists()
-    except OSError:
-        return False
+        return find(name)
+    except WeightsNotFound:  # no name of the hub
+        return None
 
 
 def resolve(name_or_path: str) -> tuple[str, Path, KnownModel | None]:
@@ -93,8 +86,9 @@ def resolve(name_or_path: str) -> tuple[str, Path, KnownModel | None]:
                 f"`zturbo models pull {model.name}` downloads it; `--model nano` draws without a download",
             )
         return model.name, path, model
-    path = Path(name_or_path).expanduser()
-    if _exists(path):
+    from zturbo.weights.hub import existing
+
+    if (path := existing(name_or_path)) is not None:
         return path.stem if path.is_file() else path.resolve().name, path, None
     if (pulled := _pulled(name_or_path)) is not None:
         return name_or_path, pulled, None

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from zturbo.errors import SafetyError, WeightsError, WeightsNotFound
 from zturbo.safety.checker import Verdict
+from zturbo.weights import hub
 
 if TYPE_CHECKING:
     from zturbo.engine.progress import Pixels
@@ -43,7 +44,7 @@ class ImageClassifier:
 
     def __init__(self, name: str, threshold: float, unsafe_labels: frozenset[str] = frozenset()) -> None:
         folder = _folder(name)
-        local = folder == Path(name).expanduser()
+        local = folder == hub.existing(name)
         self.name = folder.name if local else name  # where a folder lies is nobody's business, and /v1/models is public
         self.threshold = threshold
         self.licence = LICENCES.get(name, "see its source")
@@ -67,17 +68,14 @@ class ImageClassifier:
 
 
 def _folder(name: str) -> Path:
-    folder = Path(name).expanduser()
-    if folder.is_dir():
+    if (folder := hub.existing(name)) is not None and folder.is_dir():
         return folder
-    from zturbo.weights.hub import find, model_named
-
     try:
-        model_named(name)
+        hub.model_named(name)
     except WeightsNotFound as error:
         hint = f"known words are bundled and none; else a folder, or OWNER/NAME of the hub, for example {EXAMPLE}"
         raise SafetyError(f"the safety checker {name!r} is neither a folder nor a name of the hub", hint) from error
-    found = find(name)
+    found = hub.find(name)
     if found is None:
         hint = f"`zturbo models pull {name}` downloads it, here or into a cache that is copied here (HF_HOME)"
         raise SafetyError(f"the safety checker {name} is not on this computer", hint)

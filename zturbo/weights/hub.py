@@ -52,13 +52,21 @@ def model_named(name: str) -> HubModel:
         WeightsNotFound: it is not of that form.
     """
     repository, _, revision = name.partition("@")
-    owner, slash, rest = repository.partition("/")
-    if owner and slash and rest and "/" not in rest:
+    if re.fullmatch(r"(?![.~])[^/]+/[^/]+", repository):  # no path, no "~name"
         return HubModel(repository, revision or PINNED.get(repository, "main"))
     raise WeightsNotFound(
         f"there is no model named {name!r}",
         "`zturbo models list` has the names; or give OWNER/NAME[@REVISION] of the hub",
     )
+
+
+def existing(text: str) -> Path | None:
+    """The file or folder that a text names, `~` at its start being a home folder; None where there is none."""
+    try:
+        path = Path(text).expanduser()
+        return path if path.exists() else None
+    except (OSError, RuntimeError):  # too long for a path; "~name" of nobody
+        return None
 
 
 def find(name: str, *, cache: Path | None = None) -> Path | None:
@@ -67,10 +75,10 @@ def find(name: str, *, cache: Path | None = None) -> Path | None:
     The client knows all files only of a commit that it listed itself. A folder into which another program brought
     single files is found as well: `is_whole_pipeline` tells it from a whole one.
     """
+    model = model_named(name)
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, IncompleteSnapshotError, LocalEntryNotFoundError
 
-    model = model_named(name)
     try:
         return Path(
             snapshot_download(
