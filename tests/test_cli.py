@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import resource
 import shutil
 import signal
@@ -26,9 +27,9 @@ import zturbo
 from tests import reference
 from zturbo import cli
 from zturbo.cli import main
+from zturbo.config import SETTINGS, load_config
 from zturbo.engine import catalog
 from zturbo.engine.engine import Engine, LoadOptions
-from zturbo.errors import InvalidInput
 from zturbo.pictures import read_metadata
 from zturbo.weights import hub
 
@@ -184,6 +185,23 @@ def test_a_lora_changes_the_picture_by_its_scale(run: Callable[..., Told], one_s
     assert not np.array_equal(pixels("full.png"), pixels("without.png"))
 
 
+def test_a_server_takes_the_same_adapters_and_parts(
+    run: Callable[..., Told], model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name, served = "diffusion_model.layers.0.attention.to_out.0", []
+    save_file(
+        {f"{name}.lora_A.weight": torch.ones(4, 32), f"{name}.lora_B.weight": torch.ones(32, 4)}, "a,b.safetensors"
+    )
+    monkeypatch.setattr("zturbo.api.serve.run", lambda config, _file: served.append(config))
+    flags = ["--lora", "a,b.safetensors:0.5", "--lora", "a,b.safetensors", "--vae", str(model / "vae")]
+    told = run("serve", "--model", str(model), *flags, "--text-encoder", str(model / "text_encoder"))
+    assert told.code == 0, told.err
+    for setting in SETTINGS:  # as a server hands them to its worker
+        monkeypatch.setenv(setting.variable, str(getattr(served[0], setting.name)))
+    engine = Engine.load_configured(load_config())
+    assert re.fullmatch(r"tiny@\w+\+(\w+)\*0\.5\+\1\*1", engine.model.version)
+
+
 def test_nano_says_what_it_is(
     run: Callable[..., Told], one_step: list[str], model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -290,7 +308,7 @@ def test_all_problems_are_told_at_once(run: Callable[..., Told]) -> None:
     )
     assert told.code == 2
     starts = [line.split(":")[1].strip() for line in told.err.splitlines()]
-    assert starts == ["--dtype", "--output", "PROMPT", "--size", "--steps", "--lora"]
+    assert starts == ["--lora", "--dtype", "--output", "PROMPT", "--size", "--steps"]
 
 
 def test_prompts_that_are_no_text(run: Callable[..., Told], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -349,28 +367,6 @@ def test_numbers_are_read_as_spelled(number: int) -> None:
 def test_other_texts_stay_texts(text: str) -> None:
     read = cli._number(text)
     assert read == text or text.lstrip("+-").replace(".", "", 1).isdigit()
-
-
-@given(
-    st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), min_size=1, max_size=20),
-    st.floats(-100, 100).map(lambda scale: round(scale, 3)),
-)
-@settings(deadline=None)
-def test_an_adapter_and_its_scale(name: str, scale: float) -> None:
-    assert cli._lora(f"{name}:{scale:.3f}") == (Path(name), scale)
-    assert cli._lora(f"{name}.safetensors") == (Path(f"{name}.safetensors"), 1.0)
-
-
-def test_a_file_of_that_whole_name_is_meant_as_it_is(tmp_path: Path) -> None:
-    (tmp_path / "style:2").touch()
-    assert cli._lora("style:2") == (Path("style:2"), 1.0)
-    assert cli._lora("style:2:0.5") == (Path("style:2"), 0.5)
-
-
-def test_a_scale_must_be_finite() -> None:
-    for text in ("a:inf", "a:-inf", "a:nan"):
-        with pytest.raises(InvalidInput):
-            cli._lora(text)
 
 
 # ------------------------------------------------------------------------------------------------- the other commands

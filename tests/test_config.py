@@ -7,11 +7,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from zturbo import config
-from zturbo.config import SETTINGS, Config, Setting, load_config
+from zturbo.config import SETTINGS, Config, Setting, adapters_of, load_config
 from zturbo.errors import ConfigError, InvalidInput
 
 GOOD = {
-    "model": "folder", "device": "cpu", "dtype": "float32", "quantization": "int8", "acceleration": "high",
+    "model": "folder", "lora": "a.safetensors:0.5, b.safetensors", "text_encoder": "encoder", "vae": "ae.safetensors",
+    "device": "cpu", "dtype": "float32", "quantization": "int8", "acceleration": "high",
     "attention": "cudnn",
     "threads": "3", "output_dir": "pictures", "metadata": "no",
     "host": "0.0.0.0", "port": "9000", "api_key": "a" * 32, "queue_limit": "3", "local_sessions": "no",
@@ -27,7 +28,8 @@ GOOD = {
 }  # fmt: skip
 """A value for each setting, as an environment variable spells it, that is not the default."""
 BAD = {
-    "model": "", "device": "tpu", "dtype": "int3", "quantization": "int3", "acceleration": "fast", "threads": "-1",
+    "model": "", "lora": "a:nan", "text_encoder": "~nobody-of-that-name/x", "vae": "~nobody-of-that-name/x",
+    "device": "tpu", "dtype": "int3", "quantization": "int3", "acceleration": "fast", "threads": "-1",
     "attention": "fast",
     "output_dir": "~nobody-of-that-name/x", "metadata": "perhaps", "host": "", "port": "70000", "api_key": "short",
     "queue_limit": "0", "local_sessions": "perhaps", "data_dir": "~nobody-of-that-name/x",
@@ -54,6 +56,36 @@ def written(tmp_path: Path, text: str) -> Path:
     path = tmp_path / "config.toml"
     path.write_text(text, encoding="utf-8")
     return path
+
+
+@given(
+    st.text(st.characters(exclude_characters="\0\n,~", exclude_categories=["Cs"]), min_size=1, max_size=20),
+    st.floats(-100, 100).map(lambda scale: round(scale, 3)),
+)
+@settings(deadline=None)
+def test_an_adapter_and_its_scale(name: str, scale: float) -> None:
+    file = Path(f"a{name}b")
+    assert adapters_of(f"{file}:{scale:.3f}") == ((file, scale),)
+    assert adapters_of(f"{file}.safetensors\n") == ((Path(f"{file}.safetensors"), 1.0),)
+
+
+def test_several_adapters_keep_their_order() -> None:
+    assert adapters_of("") == adapters_of("\n") == ()  # as `--lora ""` does without those of the settings file
+    assert adapters_of("b:0.5, a ,c:-1") == ((Path("b"), 0.5), (Path("a"), 1.0), (Path("c"), -1.0))
+    assert adapters_of("with, comma:2\nb\n") == ((Path("with, comma"), 2.0), (Path("b"), 1.0))
+
+
+def test_an_adapter_of_that_whole_name_is_meant_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "style:2").touch()
+    assert adapters_of("style:2") == ((Path("style:2"), 1.0),)
+    assert adapters_of("style:2:0.5") == ((Path("style:2"), 0.5),)
+
+
+@pytest.mark.parametrize("text", ["a:inf", "b,a:-inf", "a:nan", ":1", "a,,b", ",", "~nobody-of-that-name/a:1"])
+def test_adapters_without_a_name_or_a_finite_scale_are_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match="ZTURBO_LORA: must be FILE or FILE:SCALE with a finite scale"):
+        load_config(environment={"ZTURBO_LORA": text})
 
 
 @pytest.mark.parametrize("share", [1e-05, 0.1234567890123, 1.0])
@@ -108,7 +140,7 @@ def test_a_wrong_value_is_told_with_where_it_came_from(setting: Setting, tmp_pat
     assert setting.allowed in caught.value.message
     with pytest.raises(InvalidInput) as refused:
         load_config({setting.name: bad}, environment={})
-    assert refused.value.problems[0].path == (f"--{setting.name}",)
+    assert refused.value.problems[0].path == ("--" + setting.name.replace("_", "-"),)
     assert refused.value.problems[0].received == (None if setting.secret else bad)
     if bad:
         with pytest.raises(ConfigError, match=f"environment variable {setting.variable}: must be"):

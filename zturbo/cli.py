@@ -13,7 +13,6 @@ Exit codes: 0 done; 2 bad input, told with what was got and what is allowed; 1 a
 
 import io
 import json
-import math
 import os
 import re
 import sys
@@ -88,6 +87,14 @@ app.add_typer(cli_records.records)
 Model = Annotated[
     str | None, typer.Option("--model", metavar="NAME|FOLDER|FILE", help="A known model, a diffusers folder, a file.")
 ]
+Loras = Annotated[
+    list[str] | None,
+    typer.Option("--lora", metavar="FILE[:SCALE]", help="Merge an adapter; may be given several times."),
+]
+TextEncoder = Annotated[
+    str | None, typer.Option("--text-encoder", metavar="PATH", help="A text encoder in place of the model's own.")
+]
+Vae = Annotated[str | None, typer.Option("--vae", metavar="PATH", help="A VAE in place of the model's own.")]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -159,13 +166,9 @@ def generate(
     device: Annotated[str | None, typer.Option(metavar="NAME", help="auto, cpu, mps, cuda.")] = None,
     dtype: Annotated[str | None, typer.Option(metavar="NAME", help="auto, float32, bfloat16, float16.")] = None,
     quantization: Annotated[str | None, typer.Option(metavar="NAME", help="auto, none, int8, fp8.")] = None,
-    lora: Annotated[
-        list[str] | None, typer.Option(metavar="FILE[:SCALE]", help="Merge an adapter; may be given several times.")
-    ] = None,
-    text_encoder: Annotated[
-        Path | None, typer.Option(metavar="PATH", help="A text encoder in place of the model's own.")
-    ] = None,
-    vae: Annotated[Path | None, typer.Option(metavar="PATH", help="A VAE in place of the model's own.")] = None,
+    lora: Loras = None,
+    text_encoder: TextEncoder = None,
+    vae: Vae = None,
     prompt_expansion: Annotated[
         bool | None,
         typer.Option("--prompt-expansion/--no-prompt-expansion", help="Let the text model enrich the prompt."),
@@ -189,6 +192,7 @@ def generate(
     """Draw PROMPT and print where the pictures are."""
     problems: list[Problem] = []
     flags: dict[str, object] = {"model": model, "device": device, "dtype": dtype, "quantization": quantization}
+    flags |= {"lora": _one_a_line(lora), "text_encoder": text_encoder, "vae": vae}
     flags |= {"acceleration": acceleration, "metadata": False if no_metadata else None}
     config = _gather(problems, lambda: load_config(flags, config_file))
     values = {
@@ -203,8 +207,7 @@ def generate(
         "safety_checker": safety_checker,
     }
     params = _gather(problems, lambda: GenerationParams.parse(values, FLAG_NAMES))
-    adapters = _gather(problems, lambda: [_lora(text) for text in lora or ()])
-    if config is None or params is None or adapters is None or problems:
+    if config is None or params is None or problems:
         raise InvalidInput(problems)
     target = Target.choose(output, params, config, as_json)
     _refuse_missing({"prompt_expansion"} if prompt_expansion else set(), config)
@@ -212,7 +215,7 @@ def generate(
     _ask_guard(safety, params.prompt)
     expansion = _ask_endpoint(config, params)
     start = time.perf_counter()
-    engine = _load(config, adapters, text_encoder, vae, quiet)
+    engine = _load(config, quiet)
     load_s = time.perf_counter() - start
     if not quiet:
         _say(safety.row())
@@ -314,11 +317,15 @@ def serve(
     device: Annotated[str | None, typer.Option(metavar="NAME", help="auto, cpu, mps, cuda.")] = None,
     dtype: Annotated[str | None, typer.Option(metavar="NAME", help="auto, float32, bfloat16, float16.")] = None,
     quantization: Annotated[str | None, typer.Option(metavar="NAME", help="auto, none, int8, fp8.")] = None,
+    lora: Loras = None,
+    text_encoder: TextEncoder = None,
+    vae: Vae = None,
     config_file: ConfigFile = None,
 ) -> None:
     """Answer POST /v1/images/generations, as the published API does, until stopped."""
     flags = {"host": host, "port": port, "model": model, "device": device, "dtype": dtype, "quantization": quantization}
-    config = load_config({name: value for name, value in flags.items() if value is not None}, config_file)
+    flags |= {"lora": _one_a_line(lora), "text_encoder": text_encoder, "vae": vae}
+    config = load_config(flags, config_file)
     from zturbo.api.serve import run
 
     run(config, config_file)
@@ -436,25 +443,17 @@ def _number(text: str | None) -> object:
     return float(text) if re.fullmatch(r"[+-]?[0-9]{1,300}\.[0-9]{1,300}", text) else text
 
 
-def _lora(text: str) -> tuple[Path, float]:
-    """FILE[:SCALE]; a file of that whole name wins."""
-    name, colon, scale = text.rpartition(":")
-    if not colon or Path(text).exists() or not re.fullmatch(r"[+-]?([0-9]*\.)?[0-9]+|[+-]?(inf|nan)", scale):
-        return Path(text), 1.0
-    if not name or not math.isfinite(float(scale)):
-        message = f"must be FILE or FILE:SCALE with a finite scale; got {text!r}"
-        raise InvalidInput([Problem(("--lora",), message, text, f"nearest valid value: {name or 'FILE'}:1.0")])
-    return Path(name), float(scale)
+def _one_a_line(texts: list[str] | None) -> str | None:
+    """What a flag was given, a line for each time."""
+    return "".join(f"{text}\n" for text in texts) if texts else None
 
 
-def _load(
-    config: Config, adapters: Sequence[tuple[Path, float]], text_encoder: Path | None, vae: Path | None, quiet: bool
-) -> "Engine":
+def _load(config: Config, quiet: bool) -> "Engine":
     """The engine, as settings and flags ask, with its start-up block told on stderr."""
     from zturbo.engine.engine import Engine
 
     report = (lambda _line: None) if quiet else _say
-    engine = Engine.load_configured(config, report, loras=tuple(adapters), text_encoder=text_encoder, vae=vae)
+    engine = Engine.load_configured(config, report)
     if not quiet:
         _say(engine.block())
         if engine.model.is_nano:

@@ -8,6 +8,7 @@ what is allowed.
 Imports no torch: `zturbo --help` reads this file.
 """
 
+import math
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -64,6 +65,31 @@ def _key(value: object) -> str:
 
 def _file(value: object) -> str:
     return "" if value == "" else str(_folder(value))
+
+
+def _adapters(value: object) -> str:
+    text = "" if value == "" else _text(value)
+    adapters_of(text)
+    return text
+
+
+def adapters_of(text: str) -> tuple[tuple[Path, float], ...]:
+    """The adapters of the setting `lora` with the scale of each: a line for each, or commas between them.
+
+    The flags of a command line become lines, for a file's name may have a comma.
+    """
+    parts = text.rstrip("\n").split("\n") if "\n" in text else text.split(",")
+    return tuple(_adapter(part.strip()) for part in parts) if text.strip() else ()
+
+
+def _adapter(text: str) -> tuple[Path, float]:
+    """FILE[:SCALE]; a file of that whole name wins."""
+    name, colon, scale = text.rpartition(":")
+    if not colon or Path(text).exists() or not re.fullmatch(r"[+-]?([0-9]*\.)?[0-9]+|[+-]?(inf|nan)", scale):
+        return _folder(text), 1.0
+    if not name or not math.isfinite(float(scale)):
+        raise _RefusedError(f"{name or 'FILE'}:1.0")
+    return _folder(name), float(scale)
 
 
 def _names(value: object) -> str:
@@ -157,6 +183,14 @@ class Config:
     """Every setting, checked. Made by `load_config`."""
 
     model: str = _setting("nano", _text, "a model's name, a folder or a file", "The model that draws.")
+    lora: str = _setting(
+        "",
+        _adapters,
+        "FILE or FILE:SCALE with a finite scale, several separated by commas",
+        "Adapters (LoRA, LoKr) that are merged into the model while it is loaded, in this order.",
+    )
+    text_encoder: str = _setting("", _file, "a file or a folder", "A text encoder in place of the model's own.")
+    vae: str = _setting("", _file, "a file or a folder", "A VAE in place of the model's own.")
     device: str = _setting("auto", _word(*_DEVICES), ", ".join(_DEVICES), "Where it runs; auto takes the fastest.")
     dtype: str = _setting(
         "auto", _word(*_DTYPES), ", ".join(_DTYPES), "The number format of the computation; auto takes what is safe."
@@ -454,7 +488,9 @@ def _read_flags(flags: Mapping[str, object]) -> dict[str, Any]:
         except _RefusedError as error:
             message = f"must be {setting.allowed}; got {setting.shown(received)}"
             hint = f"nearest valid value: {error}" if str(error) else ""
-            problems.append(Problem((f"--{setting.name}",), message, None if setting.secret else received, hint))
+            problems.append(
+                Problem((f"--{setting.name.replace('_', '-')}",), message, None if setting.secret else received, hint)
+            )
     if problems:
         raise InvalidInput(problems)
     return values

@@ -24,7 +24,7 @@ from zturbo.acceleration.fp16 import fit_half_precision
 from zturbo.acceleration.graphs import CudaRecorder
 from zturbo.acceleration.levels import Levels, build_passes
 from zturbo.acceleration.quantize import TEXT_ENCODER_LAYERS, TRANSFORMER_LAYERS, quantize_layers
-from zturbo.config import Config
+from zturbo.config import Config, adapters_of
 from zturbo.engine.breath import rested_s
 from zturbo.engine.catalog import NANO, Z_IMAGE_TURBO, local_path, resolve
 from zturbo.engine.lanes import Lanes, abreast, lane_count, sum_on_one_thread
@@ -162,6 +162,9 @@ class Engine:
             quantization=cast(Wish, config.quantization),  # the settings' table allows nothing else
             acceleration=config.acceleration,
             attention=config.attention,
+            loras=adapters_of(config.lora),
+            text_encoder=Path(config.text_encoder) if config.text_encoder else None,
+            vae=Path(config.vae) if config.vae else None,
             expansion=config.expansion_provider == "local",
             **parts,
         )
