@@ -12,7 +12,7 @@ from nano.world import FULL, PRACTICE, SMALL, World
 
 @dataclass(frozen=True)
 class Bucket:
-    """Pictures of one size (pixels) in the latent cache.
+    """Pictures of one size (pixels) in the latent cache, drawings of fewer scenes.
 
     lounging: share of creatures on sun loungers among its scenes, where it differs from the world's.
     """
@@ -118,7 +118,8 @@ class Profile:
     judge_steps: int
     distillation: Distillation | None = None
     practice: World | None = None  # what the transformer's pictures are drawn from, where that is not `world`
-    captions_per_picture: int = 8
+    drawings: int = 1  # of each scene in the cache; noise is paired with the nearest
+    captions_per_scene: int = 8
     checkpoint_every_s: float = 120.0
     sheet_every_s: float = 480.0
     seed: int = 20
@@ -170,7 +171,7 @@ CPU = Profile(
     vae_crop=128,
     transformer=TransformerShape(),
     buckets=(
-        Bucket(512, 512, 32768),
+        Bucket(512, 512, 40960),
         Bucket(768, 512, 3072),
         Bucket(512, 768, 3072),
         Bucket(1440, 512, 4096, lounging=0.5),
@@ -203,6 +204,8 @@ CPU = Profile(
         steps=1000, guidance=2.25, weaker_self=True, substeps=1, tokens_per_batch=3072, rate=0.25
     ),
     practice=PRACTICE,
+    drawings=4,
+    captions_per_scene=24,
 )
 
 _GPU_SIZES = (
@@ -255,6 +258,8 @@ GPU = Profile(
     distillation=Distillation(
         steps=1500, guidance=1.5, weaker_self=False, substeps=3, tokens_per_batch=32 * 1024, rate=0.15
     ),
+    drawings=4,
+    captions_per_scene=16,
 )
 
 TINY = Profile(
@@ -278,7 +283,8 @@ TINY = Profile(
     distillation=Distillation(
         steps=2, guidance=1.0, weaker_self=True, substeps=2, tokens_per_batch=256, rate=0.25, share=0.5
     ),
-    captions_per_picture=2,
+    drawings=2,
+    captions_per_scene=2,
 )
 
 PROFILES = {profile.name: profile for profile in (TINY, CPU, GPU)}

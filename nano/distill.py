@@ -20,7 +20,7 @@ from torch import Tensor
 from nano import parallel
 from nano.config import Distillation, Folders, Profile
 from nano.language import load as load_language
-from nano.latents import Cache, bucket_folder
+from nano.latents import Batch, Cache, bucket_folder, chosen_drawing
 from nano.sheet import save_sheet
 from nano.training import (
     Average,
@@ -96,14 +96,15 @@ def distillation_loss(
     student: ZImageTransformer,
     teacher: Teacher,
     language: Qwen3,
-    batch: tuple[Tensor, Tensor, Tensor],
+    batch: Batch,
     substeps: int,
     generator: torch.Generator,
 ) -> Tensor:
     """Squared distance of the student's velocity from its teacher's path, tokens weighted as in training."""
-    clean, labels, ids = (part.to(device()) for part in batch)
-    start, end = (part.to(clean.device) for part in steps_of(len(clean), generator))
-    noise = torch.randn(clean.shape, generator=generator).to(clean.device)
+    drawings, all_labels, ids = (part.to(device()) for part in batch)
+    start, end = (part.to(drawings.device) for part in steps_of(len(drawings), generator))
+    noise = torch.randn(drawings[:, 0].shape, generator=generator).to(drawings.device)
+    clean, labels = chosen_drawing(drawings, all_labels, noise)
     latents = torch.lerp(clean, noise, start.view(-1, 1, 1, 1))
     with torch.no_grad():
         target = teacher_path(teacher.asked(ids, language), latents, start, end, substeps)
@@ -156,7 +157,7 @@ class Distiller:
     def step(self, cache: Cache, progress: float) -> Tensor:
         """One step on one batch at a share of the whole; returns its loss."""
         self.shadow.refresh()
-        batch = cache.batch(max(1, self.plan.tokens_per_batch // cache.labels.shape[1]), self.generator)
+        batch = cache.batch(max(1, self.plan.tokens_per_batch // cache.tokens), self.generator)
         loss = distillation_loss(
             self.shadow.model, self.teacher, self.language, batch, self.plan.substeps, self.generator
         )

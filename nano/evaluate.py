@@ -10,9 +10,11 @@ and `sizes.png` where a profile trains on large sizes.
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -30,6 +32,8 @@ from nano.world import PAINT, PLACES, SETTINGS, WORN, Scene, Subject, World, sam
 JUDGE_SIZE = 256  # pixels: pictures are shown to the judge at this size
 SLOTS = 2  # subjects that the judge names, from left to right
 MAX_COUNT = 4
+SEEDS = 4  # of one prompt, that are compared with each other
+GLANCE = 64  # pixels: side at which they are compared
 TITLES = ("subject", "setting", "colour", "place", "count", "worn")
 
 
@@ -148,6 +152,11 @@ def judge_loss(logits: dict[str, Tensor], truth: dict[str, Tensor]) -> Tensor:
     return loss
 
 
+def judged_world(world: World) -> World:
+    """The world in all ways of drawing it: of a few the judge learns the poses by heart, and takes others for noise."""
+    return replace(world, variants=World.variants)
+
+
 def _images(batch: Tensor) -> Tensor:
     return batch.to(device(), non_blocking=True).float() / 127.5 - 1
 
@@ -163,7 +172,7 @@ def train_judge(profile: Profile, folders: Folders, minutes: float) -> Judge:
         Optimizers(judge.named_parameters(), muon=("look",), lr=1e-3, muon_lr=0.01),
     )
     batch = 64 if profile.judge_steps > 10 else 4
-    source = stream(Answered(profile.world), batch, profile.workers, profile.seed + 50)
+    source = stream(Answered(judged_world(profile.world)), batch, profile.workers, profile.seed + 50)
     while not run.done:
         images, truth = next(source)
         truth = {name: part.to(device()) for name, part in truth.items()}
@@ -215,7 +224,7 @@ def rates(rows: Sequence[dict[str, bool]]) -> dict[str, float]:
 def judge_accuracy(judge: Judge, profile: Profile, pictures: int) -> dict[str, float]:
     """The judge's own rates on drawings that it has not been trained on."""
     rng = np.random.default_rng((profile.seed, 99))
-    scenes = [sample_scene(profile.world, rng) for _ in range(pictures)]
+    scenes = [sample_scene(judged_world(profile.world), rng) for _ in range(pictures)]
     rows = []
     for first in range(0, pictures, 32):
         part = scenes[first : first + 32]
@@ -350,6 +359,24 @@ def unseen(profile: Profile, count: int, wording: Callable[[Scene], str]) -> Ite
         yield wording(scene), scene
 
 
+def spread(pictures: Sequence[NDArray[np.uint8]]) -> float:
+    """Mean distance of a pixel in two of the pictures (H,W,3) of one prompt, seen from afar; of 255."""
+    small = [
+        cv2.resize(picture, (GLANCE, GLANCE), interpolation=cv2.INTER_AREA).astype(np.float64) for picture in pictures
+    ]
+    return float(np.mean([np.abs(one - other).mean() for one, other in combinations(small, 2)]))
+
+
+def variety(profile: Profile, painter: Painter, prompts: int, size: int) -> float:
+    """How much seeds of one prompt differ, in percent of what drawings of its scene differ; mush differs less."""
+    drawn, painted = [], []
+    for prompt, scene in unseen(profile, prompts, plain_prompt):
+        scenes = [replace(scene, seed=seed) for seed in range(SEEDS)]
+        drawn.append(spread([draw(one, size, size).image for one in scenes]))
+        painted.append(spread([painter(prompt, size, size, seed) for seed in range(SEEDS)]))
+    return 100 * float(np.mean(painted) / np.mean(drawn))
+
+
 def evaluate(
     profile: Profile, folders: Folders, output: Path, pictures: int, size: int, minutes: float
 ) -> dict[str, Any]:
@@ -361,6 +388,7 @@ def evaluate(
             list(unseen(profile, pictures, plain_prompt)), painter, judge, size, steps
         )
         figures[f"paraphrases, {steps} steps"] = _asked_of(paraphrases(profile.world), painter, judge, size, steps)
+    figures["variety of seeds"] = variety(profile, painter, max(2, pictures // 8), size)
     output.mkdir(parents=True, exist_ok=True)
     (output / "figures.json").write_text(json.dumps(figures, indent=2) + "\n")
     sheet48(profile, painter, output, size)

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -30,8 +30,9 @@ from nano.vae import load as load_vae
 from nano.world import CREATURES, LABEL, World, sample_scene
 from zturbo.engine.tokenizer import chat_prompt
 
-SHARD = 1024  # pictures
+SHARD = 1024  # pictures, about
 CELLS = 4  # cells of the label map along a side of a token
+PATCH = 2  # latents along a side of a token
 FIRST_THING = LABEL[next(iter(CREATURES))]
 EXPANDED = 0.25  # share of captions that read like expanded prompts
 LONGEST = 128  # tokens of a templated caption; longer ones are left out
@@ -48,30 +49,36 @@ def token_labels(labels: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 class Example:
-    """Makes (image, token labels, captions joined by newlines) of one random scene."""
+    """Makes (images, token labels, captions joined by newlines) of one random scene, drawn several times.
 
-    def __init__(self, world: World, width: int, height: int, captions: int) -> None:
-        self.world, self.width, self.height, self.captions = world, width, height, captions
+    The drawings, (D,3,H,W) and (D,tokens,2), differ in what no caption speaks of.
+    """
+
+    def __init__(self, world: World, width: int, height: int, captions: int, drawings: int) -> None:
+        self.world, self.width, self.height, self.captions, self.drawings = world, width, height, captions, drawings
 
     def __call__(self, rng: np.random.Generator) -> tuple[Tensor, Tensor, str]:
         scene = sample_scene(self.world, rng)
-        picture = draw(scene, self.width, self.height)
+        seeds = rng.choice(self.world.variants, self.drawings, replace=False)
+        pictures = [draw(replace(scene, seed=int(seed)), self.width, self.height) for seed in seeds]
         texts = [
             (expanded_caption if index < EXPANDED * self.captions else caption)(scene, rng)
             for index in range(self.captions)
         ]
-        return to_tensor(picture.image), torch.from_numpy(token_labels(picture.labels)), "\n".join(texts)
+        images = torch.stack([to_tensor(picture.image) for picture in pictures])
+        labels = np.stack([token_labels(picture.labels) for picture in pictures])
+        return images, torch.from_numpy(labels), "\n".join(texts)
 
 
 def _tokens(texts: list[str], tokenizer: Tokenizer) -> Tensor:
-    """(pictures, captions, LONGEST) int16 ids, filled up with -1."""
-    pictures = [text.split("\n") for text in texts]
-    flat = tokenizer.encode_batch([chat_prompt(line) for lines in pictures for line in lines])
+    """(scenes, captions, LONGEST) int16 ids, filled up with -1."""
+    scenes = [text.split("\n") for text in texts]
+    flat = tokenizer.encode_batch([chat_prompt(line) for lines in scenes for line in lines])
     ids = torch.full((len(flat), LONGEST), -1, dtype=torch.int16)
     for row, item in zip(ids, flat, strict=True):
         if len(item.ids) <= LONGEST:
             row[: len(item.ids)] = torch.tensor(item.ids, dtype=torch.int16)
-    return ids.view(len(pictures), -1, LONGEST)
+    return ids.view(len(scenes), -1, LONGEST)
 
 
 def bucket_folder(folders: Folders, width: int, height: int) -> Path:
@@ -84,23 +91,26 @@ def fill(bucket: Bucket, profile: Profile, folders: Folders, encode: Callable[[T
     folder.mkdir(parents=True, exist_ok=True)
     world = profile.practice or profile.world
     world = world if bucket.lounging is None else replace(world, lounging=bucket.lounging)
-    make = Example(world, bucket.width, bucket.height, profile.captions_per_picture)
-    at_once = max(1, min(16, bucket.pictures, 2**20 // (bucket.width * bucket.height)))
-    for index, first in enumerate(range(0, bucket.pictures, SHARD)):
+    drawings = profile.drawings
+    make = Example(world, bucket.width, bucket.height, profile.captions_per_scene, drawings)
+    scenes, shard = bucket.pictures // drawings, max(1, SHARD // drawings)
+    at_once = max(1, min(16 // drawings, scenes, 2**20 // (drawings * bucket.width * bucket.height)))
+    for index, first in enumerate(range(0, scenes, shard)):
         path = folder / f"{index:04d}.pt"
         if path.exists():
             continue
         parts: list[tuple[Tensor, Tensor, Tensor]] = []
-        count, started = min(SHARD, bucket.pictures - first), time.monotonic()
+        count, started = min(shard, scenes - first), time.monotonic()
         source = stream(make, at_once, profile.workers, profile.seed + 1000 * index + bucket.width * 7 + bucket.height)
         while sum(len(latents) for latents, _, _ in parts) < count:
             images, labels, texts = next(source)
-            parts.append((encode(images).half().cpu(), labels, _tokens(list(texts), tokenizer)))
+            latents = encode(images.flatten(0, 1)).half().cpu().unflatten(0, images.shape[:2])
+            parts.append((latents, labels, _tokens(list(texts), tokenizer)))
         latents, labels, captions = (torch.cat(column)[:count] for column in zip(*parts, strict=True))
         save(path, {"latents": latents, "labels": labels, "captions": captions})
-        rate = count / (time.monotonic() - started)
-        left = (bucket.pictures - first - count) / rate / 60
-        done = f"{first + count}/{bucket.pictures}"
+        rate = drawings * count / (time.monotonic() - started)
+        left = drawings * (scenes - first - count) / rate / 60
+        done = f"{drawings * (first + count)}/{bucket.pictures}"
         print(f"latents {bucket.width}x{bucket.height}: {done}, {rate:.1f}/s, {left:.1f} min left", flush=True)
 
 
@@ -119,11 +129,44 @@ def fill_all(profile: Profile, folders: Folders) -> None:
         fill(bucket, profile, folders, encode)
 
 
+class Batch(NamedTuple):
+    """Scenes of one caption each, all of one length, in every drawing that the cache has.
+
+    latents: (B,D,C,h,w) fp32; labels: (B,D,tokens,2) int64; ids: (B,L) int64 of the captions.
+    """
+
+    latents: Tensor
+    labels: Tensor
+    ids: Tensor
+
+
+def nearest_drawing(latents: Tensor, noise: Tensor, kept: Tensor | None = None) -> Tensor:
+    """Which drawing of each scene lies nearest to its noise: (B,D,C,h,w), (B,C,h,w) -> (B,) indices.
+
+    Where seeds decide what prompts do not say, a model that has to guess draws several things at once. Noise that is
+    paired with the nearest of the pictures it might become (multisample flow matching, Pooladian et al. 2023; Tong et
+    al. 2024) says from the first step on which it is, and stays Gaussian: it is drawn before the picture is chosen.
+
+    kept: tokens (B,K) that alone are shown to the model, and must therefore decide.
+    """
+    alike = (latents * noise.unsqueeze(1)).sum(2)  # (B,D,h,w); what is left out is the same for all or nearly so
+    tokens = alike.unflatten(3, (-1, PATCH)).unflatten(2, (-1, PATCH)).sum((3, 5)).flatten(2)  # (B,D,tokens)
+    if kept is not None:
+        tokens = tokens.gather(2, kept.unsqueeze(1).expand(-1, tokens.shape[1], -1))
+    return tokens.sum(2).argmax(1)
+
+
+def chosen_drawing(latents: Tensor, labels: Tensor, noise: Tensor, kept: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Latents (B,C,h,w) and labels (B,tokens,2) of each scene's `nearest_drawing`, out of all its drawings."""
+    rows, picked = torch.arange(len(latents), device=latents.device), nearest_drawing(latents, noise, kept)
+    return latents[rows, picked], labels[rows, picked]
+
+
 @dataclass
 class Cache:
     """One bucket in memory; captions are drawn by their exact length, because a batch has one length.
 
-    latents: (N,C,h,w) fp16 in the transformer's scale; labels: (N,tokens,2) uint8; captions: (N,K,LONGEST) int16.
+    latents: (N,D,C,h,w) fp16 in the transformer's scale; labels: (N,D,tokens,2) uint8; captions: (N,K,LONGEST) int16.
     """
 
     latents: Tensor
@@ -144,13 +187,19 @@ class Cache:
         shards: list[dict[str, Any]] = [torch.load(path, weights_only=True) for path in sorted(folder.glob("*.pt"))]
         return cls(*(torch.cat([shard[name] for shard in shards]) for name in ("latents", "labels", "captions")))
 
-    def batch(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-        """Latents (count,C,h,w) fp32, labels (count,tokens,2) int64, caption ids (count,L) int64 of one length L."""
+    @property
+    def tokens(self) -> int:
+        """Image tokens of a picture."""
+        return self.labels.shape[2]
+
+    def batch(self, count: int, generator: torch.Generator) -> Batch:
+        """Random scenes with a random caption of each."""
         length = int(torch.multinomial(self.shares, 1, generator=generator))
         pairs = self.by_length[length]
         chosen = pairs[torch.randint(len(pairs), (count,), generator=generator)]
-        picture, text = chosen // self.captions.shape[1], chosen % self.captions.shape[1]
-        return self.latents[picture].float(), self.labels[picture].long(), self.captions[picture, text, :length].long()
+        scene, text = chosen // self.captions.shape[1], chosen % self.captions.shape[1]
+        ids = self.captions[scene, text, :length].long()
+        return Batch(self.latents[scene].float(), self.labels[scene].long(), ids)
 
 
 def main() -> None:

@@ -5,6 +5,7 @@ Any size in steps of 32 pixels and any ratio; positions are shares of the width 
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +23,9 @@ SKIES: dict[str, tuple[RGB, ...]] = {
 DARKENING = {"day": 0.0, "sunset": 0.24, "night": 0.52}
 DUSK: dict[str, RGB] = {"day": (255, 255, 255), "sunset": (190, 90, 90), "night": (18, 22, 70)}
 HEIGHTS = {"small": 0.36, "medium": 0.5, "big": 0.64}
+NEARNESS = (0.8, 1.03)  # how much smaller or larger than its size a thing is drawn
+ASIDE = 0.08  # how far from its place a thing may stand, share of the width
+MARGIN = 0.015  # that a thing keeps from the picture's sides, share of the width
 
 
 @dataclass(frozen=True)
@@ -360,20 +364,33 @@ def _raft(pen: Pen, width: float) -> None:
         pen.box(-width / 2 - 0.06, -0.03 + 0.05 * i, width / 2 + 0.06, 0.03 + 0.05 * i, (176, 126, 80), 0.02, ink=0.8)
 
 
-def _place(canvas: Canvas, scene: Scene, subject: Subject, x: float, room: float, rng: np.random.Generator) -> None:
-    """Draw one thing with its middle at the share `x`, at most `room` (share of the width) wide."""
+class Spot(NamedTuple):
+    """Where one thing stands: its middle and its room are shares of the picture's width.
+
+    flip: whether it looks left.
+    """
+
+    subject: Subject
+    x: float
+    room: float
+    flip: bool
+
+
+def _place(canvas: Canvas, scene: Scene, spot: Spot, rng: np.random.Generator) -> None:
+    """Draw one thing where it stands."""
+    subject, x, room, flip = spot
     width = width_of(subject)
     share = 0.62 if subject.on_lounger else HEIGHTS[subject.size]
-    scale = min(share * canvas.height, room * canvas.width / width) * float(rng.uniform(0.94, 1.06))
+    scale = min(share * canvas.height, room * canvas.width / width) * float(rng.uniform(*NEARNESS))
     flying = subject.kind in FLYERS and not (subject.kind == "rocket" and scene.setting != "space")
     afloat = scene.setting in ("sea", "underwater")
-    base = float(rng.uniform(0.87, 0.92))
+    base = float(rng.uniform(0.85, 0.93))
     if flying:
         base = min(0.9, float(rng.uniform(0.5, 0.62)) + 0.3 * scale / canvas.height)
     elif subject.kind == "fish":
         base -= 0.06
-    left, foot = x * canvas.width, base * canvas.height
-    flip = x > 0.55  # they look right, or to the middle: where it may choose, a small model draws both ways at once
+    half = min(0.5, scale * width / canvas.width / 2 + MARGIN)
+    left, foot = min(1 - half, max(half, x)) * canvas.width, base * canvas.height
     matrix = np.array([[scale, 0, left], [0, scale, foot], [0, 0, 1]], dtype=np.float64)
     pen = Pen(canvas, matrix).at(0, 0, flip=flip)
     if afloat and not flying and subject.kind not in SWIMMERS and scene.setting == "sea":
@@ -392,22 +409,23 @@ def _place(canvas: Canvas, scene: Scene, subject: Subject, x: float, room: float
         wave.line([(-0.6, 0), (-0.35, -0.05), (-0.1, 0), (0.15, -0.05), (0.4, 0), (0.62, -0.04)], 1.4, (200, 236, 244))
 
 
-def _spots(scene: Scene, rng: np.random.Generator) -> list[tuple[Subject, float, float]]:
-    """(subject, middle, room), both in shares of the width."""
+def _spots(scene: Scene, rng: np.random.Generator) -> list[Spot]:
+    """All things of a scene. In every other drawing they look to the middle, in the rest away from it."""
     spots = []
     for subject in scene.subjects:
+        aside, room, spread = (0.21, 0.5, ASIDE) if len(scene.subjects) == 1 else (0.24, 0.46, ASIDE / 2)
+        step = 0.86 / subject.count
+        middles = [0.5 + step * (i - (subject.count - 1) / 2) for i in range(subject.count)]
         if subject.count > 1:
-            step = 0.86 / subject.count
-            start = 0.5 - step * (subject.count - 1) / 2
-            spots += [
-                (subject, start + i * step + float(rng.uniform(-0.01, 0.01)), step * 0.96) for i in range(subject.count)
-            ]
+            room, spread = step * 0.96, 0.01
+        elif subject.place == "centre":
+            room = 0.86
         else:
-            aside, room = (0.21, 0.5) if len(scene.subjects) == 1 else (0.24, 0.46)
-            middle = 0.5 + {"left": -aside, "centre": 0.0, "right": aside}[subject.place]
-            spots.append(
-                (subject, middle + float(rng.uniform(-0.03, 0.03)), 0.86 if subject.place == "centre" else room)
-            )
+            middles = [0.5 - aside if subject.place == "left" else 0.5 + aside]
+        spots += [
+            Spot(subject, x + float(rng.uniform(-spread, spread)), room, (x > 0.55) != bool(scene.seed % 2))
+            for x in middles
+        ]
     return spots
 
 
@@ -420,7 +438,7 @@ def draw(scene: Scene, width: int, height: int) -> Picture:
     canvas = Canvas(width, height, scene.style)
     backdrop = Backdrop(canvas, scene, rng)
     BACKDROPS[scene.setting](backdrop)
-    for subject, middle, room in _spots(scene, places):
-        _place(canvas, scene, subject, middle, room, places)
+    for spot in _spots(scene, places):
+        _place(canvas, scene, spot, places)
     backdrop.weather()
     return Picture(canvas.finish(rng), canvas.labels)

@@ -2,12 +2,14 @@
 
     python -m nano.transformer --profile cpu --folder RUN [--minutes M]
 
-Flow matching (Lipman et al. 2023), Muon on the blocks' matrices, an average of the weights, and three uses of what the
+Flow matching (Lipman et al. 2023), Muon on the blocks' matrices, an average of the weights, and four uses of what the
 drawing knows anyway or the sampler fixes:
 
 - an auxiliary head after the third block names what lies under each token (it binds words to places early, and is not
   shipped), and tokens under a thing weigh more than those under the backdrop, most of a picture and learnt first; those
   under a head, which tells creatures apart, and under what it wears still more: few, and named by a prompt as plainly;
+- noise is paired with the nearest of its scene's drawings (`latents.nearest_drawing`), so that it says from the first
+  step on what no prompt says;
 - most steps are at the noise levels that eight steps visit;
 - where noise hides the neighbours anyway, a picture is judged by a random part of its tokens (after MaskDiT, Zheng et
   al. 2023, without its decoder): two pictures for the price of one.
@@ -26,7 +28,7 @@ from torch import Tensor, nn
 from nano import parallel
 from nano.config import Folders, Profile, Stage, TransformerShape
 from nano.language import load as load_language
-from nano.latents import FIRST_THING, Cache, bucket_folder
+from nano.latents import FIRST_THING, Batch, Cache, bucket_folder, chosen_drawing
 from nano.sheet import save_sheet
 from nano.training import (
     Average,
@@ -202,23 +204,25 @@ def token_weights(what: Tensor) -> Tensor:
 def losses(
     trainee: Trainee,
     language: Qwen3,
-    batch: tuple[Tensor, Tensor, Tensor],
+    batch: Batch,
     coarse: bool,
     share: float,
     generator: torch.Generator,
 ) -> tuple[Tensor, Tensor]:
     """Velocity and layout error of one batch at random noise levels, over this share of its tokens, weighted."""
-    clean, labels, ids = (part.to(device(), non_blocking=True) for part in batch)
-    sigma = noise_levels(len(clean), coarse, generator).to(clean.device)
-    noise = torch.randn(clean.shape, generator=generator).to(clean.device)
+    drawings, all_labels, ids = (part.to(device(), non_blocking=True) for part in batch)
+    count, tokens = len(drawings), all_labels.shape[2]
+    sigma = noise_levels(count, coarse, generator).to(drawings.device)
+    noise = torch.randn(drawings[:, 0].shape, generator=generator).to(drawings.device)
+    kept = kept_tokens(count, tokens, share, generator)
+    kept = None if kept is None else kept.to(drawings.device)
+    clean, labels = chosen_drawing(drawings, all_labels, noise, kept)
     level = sigma.view(-1, 1, 1, 1)
     dtype = next(trainee.parameters()).dtype
     with torch.no_grad():
         prompt_embeds = language.encode(ids).to(dtype)
     target = patchify(clean - noise, trainee.model.config.patch_size)
-    kept = kept_tokens(labels.shape[0], labels.shape[1], share, generator)
     if kept is not None:
-        kept = kept.to(clean.device)
         labels, target = chosen(labels, kept), chosen(target, kept)
     velocity, layout = trainee(((1 - level) * clean + level * noise).to(dtype), prompt_embeds, 1 - sigma, kept)
     what, colour = layout.float().mT.split((len(LABELS), len(COLOURS)), dim=1)
@@ -289,10 +293,10 @@ class Trainer:
         """One step on one batch of one bucket: whether it was a coarse one, and its errors."""
         self.shadow.refresh()
         coarse = float(torch.rand(1, generator=self.choice)) < stage.coarse
-        share, tokens = stage.kept if coarse else 1.0, cache.labels.shape[1]
+        share, tokens = stage.kept if coarse else 1.0, cache.tokens
         batch = cache.batch(max(1, int(stage.tokens_per_batch / (share * tokens))), self.generator)
         if self.learns_empty and float(torch.rand(1, generator=self.generator)) < EMPTY_SHARE:
-            batch = (*batch[:2], empty_prompt(self.tokenizer).expand(len(batch[0]), -1))
+            batch = batch._replace(ids=empty_prompt(self.tokenizer).expand(len(batch.ids), -1))
         flow, named = losses(self.shadow.model, self.language, batch, coarse, share, self.generator)
         (flow + LAYOUT_WEIGHT * named).backward()
         self.shadow.hand_back()

@@ -11,16 +11,18 @@ pytest.importorskip("cv2", reason="the training recipe draws with OpenCV (opencv
 import cv2
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from nano import distill, export, language, latents, moments, sheet, tokenizer, training, transformer, vae
 from nano.adopt import adopt
 from nano.captions import EXPAND_INSTRUCTION, STAGES, expanded_caption
 from nano.config import CPU, GPU, PROFILES, TINY, Distillation, Folders, Profile
 from nano.drawing import Crops
-from nano.evaluate import Verdict, answers, compare, paraphrases, plain_prompt, unseen
+from nano.evaluate import Answered, Verdict, answers, compare, judged_world, paraphrases, plain_prompt, unseen, variety
 from nano.muon import Muon
-from nano.sheet import load_painter
-from nano.world import LABEL
+from nano.picture import draw
+from nano.sheet import Painter, load_painter
+from nano.world import LABEL, Scene, sample_scene
 from zturbo.engine.sampling import sigmas
 from zturbo.engine.tokenizer import chat_prompt
 from zturbo.models.attention import sdpa
@@ -82,6 +84,21 @@ def test_a_distillation_goes_on_from_its_checkpoint(run: Folders, tmp_path: Path
     assert all(torch.equal(one, other) for one, other in pairs)
     since = distill.Distiller(TINY, folders, 1, PLAN, {**trained, "averaged": trained["averaged"] + 1}, weak)
     assert since.run.step == 0, "what was distilled from weights that have been trained on is out of date"
+
+
+def test_a_step_has_as_many_pictures_as_its_tokens_allow(run: Folders, monkeypatch: pytest.MonkeyPatch) -> None:
+    counts, batch = [], latents.Cache.batch
+
+    def counted(cache: latents.Cache, count: int, generator: torch.Generator) -> latents.Batch:
+        counts.append(count)
+        return batch(cache, count, generator)
+
+    monkeypatch.setattr(latents.Cache, "batch", counted)
+    cache = latents.Cache.load(latents.bucket_folder(run, 256, 256))
+    trained, weak = torch.load(run.transformer, weights_only=True), transformer.stage_file(run, 0)
+    distill.Distiller(TINY, run, 1, PLAN, trained, weak).step(cache, 0.5)
+    transformer.Trainer(TINY, run, minutes=1).step(cache, TINY.stages[-1])
+    assert counts == [PLAN.tokens_per_batch // 64, TINY.stages[-1].tokens_per_batch // 64]
 
 
 def test_a_missing_weaker_self_is_named(run: Folders, tmp_path: Path) -> None:
@@ -229,6 +246,37 @@ def test_half_of_the_tokens_are_kept_each_once() -> None:
     assert transformer.kept_tokens(3, 256, 1.0, torch.Generator()) is None
 
 
+def test_noise_is_paired_with_the_nearest_drawing_of_the_scene() -> None:
+    """Each of two opposite drawings gets half of the noise, namely that which lies on its side."""
+    drawing = torch.randn(1, 1, 16, 8, 12).expand(200, -1, -1, -1, -1)
+    both = torch.cat((drawing, -drawing), dim=1)
+    noise = torch.randn(200, 16, 8, 12)
+    picked = latents.nearest_drawing(both, noise)
+    assert torch.equal(picked, ((noise * drawing[:, 0]).sum((1, 2, 3)) < 0).long())
+    assert 60 < int(picked.sum()) < 140
+    labels = torch.arange(2).view(1, 2, 1, 1).expand(200, 2, 24, 2)
+    clean, named = latents.chosen_drawing(both, labels, noise)
+    assert torch.equal(clean, torch.where(picked.view(-1, 1, 1, 1) == 0, drawing[:, 0], -drawing[:, 0]))
+    assert torch.equal(named[:, 0, 0], picked)
+
+
+def test_only_tokens_that_are_shown_decide_which_drawing_it_is() -> None:
+    one, other = torch.zeros(2, 1, 16, 8, 12)
+    one[..., 2:4, 4:6], other[..., 6:8, 10:12] = 1.0, 9.0  # tokens 1 * 6 + 2 and 3 * 6 + 5
+    both, noise = torch.stack((one, other), dim=1), torch.ones(1, 16, 8, 12)
+    assert latents.nearest_drawing(both, noise).tolist() == [1]
+    assert latents.nearest_drawing(both, noise, torch.tensor([[0, 8, 22]])).tolist() == [0]
+
+
+def test_a_batch_has_all_drawings_of_its_scenes(run: Folders) -> None:
+    cache = latents.Cache.load(latents.bucket_folder(run, 320, 256))
+    batch = cache.batch(3, torch.Generator().manual_seed(0))
+    assert batch.latents.shape == (3, TINY.drawings, TINY.vae.latents, 16, 20)
+    assert batch.labels.shape == (3, TINY.drawings, cache.tokens, 2)
+    assert len(batch.ids) == 3
+    assert not torch.equal(batch.latents[:, 0], batch.latents[:, 1])
+
+
 def test_what_is_worn_counts_most() -> None:
     what = torch.tensor([[LABEL["beach sky"], LABEL["cat"], LABEL["cactus"], LABEL["sunglasses"], LABEL["scarf"]]])
     backdrop, *things, glasses, scarf = transformer.token_weights(what)[0].tolist()
@@ -278,6 +326,29 @@ def test_a_right_verdict_is_all_right() -> None:
     for _, scene in [*unseen(TINY, 20, plain_prompt), *paraphrases(TINY.world)]:
         assert all(compare(Verdict.of(scene), Verdict.of(scene)).values())
         assert answers(scene, TINY.world)["kind"].shape == (2,)
+
+
+def test_variety_is_that_of_drawings_where_the_painter_draws() -> None:
+    scenes = iter(unseen(TINY, 2, plain_prompt))
+    seen: list[Scene] = []
+
+    def painter(prompt: str, width: int, height: int, seed: int) -> NDArray[np.uint8]:
+        if seed == 0:
+            seen.append(next(scenes)[1])
+        return draw(replace(seen[-1], seed=seed), width, height).image
+
+    def stubborn(prompt: str, width: int, height: int, seed: int) -> NDArray[np.uint8]:
+        return np.zeros((height, width, 3), np.uint8)
+
+    assert variety(TINY, cast(Painter, painter), 2, 256) == pytest.approx(100.0)
+    assert variety(TINY, cast(Painter, stubborn), 2, 256) == 0.0
+
+
+def test_the_judge_sees_more_ways_of_drawing_than_the_model() -> None:
+    make = Answered(judged_world(CPU.world))
+    seeds = {sample_scene(make.world, np.random.default_rng(number)).seed for number in range(20)}
+    assert len(seeds) == 20
+    assert make.world.kinds == CPU.world.kinds
 
 
 def test_muon_steps_as_pytorchs_own() -> None:

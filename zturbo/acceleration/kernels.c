@@ -589,21 +589,86 @@ static void rows_in_tiles(int kind, int rows, const Tile *t, vi shift) {
     }
 }
 
+/* Tiles 0 to 3 sums, of two tiles of rows times two panels; 4 and 7 rows, 5 and 6 panels. */
+static void shape_squares(void) {
+    Shapes s = {.palette = 1, .bytes = {64, 64, 64, 64, 64, 64, 64, 64}, .rows = {16, 16, 16, 16, 16, 16, 16, 16}};
+    __asm__ volatile("" ::"r"(&s) : "memory");
+    _tile_loadconfig(&s);
+}
+
+/* 32 rows times two panels, of whole tiles: a load for each product, where a panel alone takes four for three. */
+INLINE void multiply_square(const int bf16, const char *const *a, const Tile *t, int size, int whole, void *sums) {
+    const ll row = t->row * size;
+    const char *b = t->panel;
+    ll at = 0;
+    __asm__ volatile("" ::: "memory");
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+    for (int k = 0; k < whole; k++, at += TILE_BYTES, b += TILE_BYTES * PANEL) {
+        _tile_loadd(5, b, TILE_BYTES);
+        _tile_loadd(4, a[0] + at, row);
+        _tile_loadd(6, b + t->apart, TILE_BYTES);
+        _tile_loadd(7, a[1] + at, row);
+        if (bf16) {
+            _tile_dpbf16ps(0, 4, 5);
+            _tile_dpbf16ps(1, 4, 6);
+            _tile_dpbf16ps(2, 7, 5);
+            _tile_dpbf16ps(3, 7, 6);
+        } else {
+            _tile_dpbusd(0, 4, 5);
+            _tile_dpbusd(1, 4, 6);
+            _tile_dpbusd(2, 7, 5);
+            _tile_dpbusd(3, 7, 6);
+        }
+    }
+    _tile_stored(0, sums, TILE_BYTES);
+    _tile_stored(1, (char *)sums + 1024, TILE_BYTES);
+    _tile_stored(2, (char *)sums + 2048, TILE_BYTES);
+    _tile_stored(3, (char *)sums + 3072, TILE_BYTES);
+}
+
+/* As `rows_in_tiles`, for two panels that lie `apart` and at least 16 rows, after `shape_squares`. */
+static void rows_in_squares(int kind, int rows, const Tile *t, const vi *shift) {
+    const int size = SIZES[kind], bf16 = kind == BF16, whole = t->k * size / TILE_BYTES;
+    for (int r = 0; r < rows; r += 2 * TILE_ROWS) {
+        int32_t sums[4 * TILE_ROWS * PANEL] __attribute__((aligned(64)));
+        const int starts[2] = {min_int(r, rows - TILE_ROWS), min_int(r + TILE_ROWS, rows - TILE_ROWS)};
+        const char *at[2] = {(const char *)t->a + starts[0] * t->row * size, (const char *)t->a + starts[1] * t->row * size};
+        if (bf16) multiply_square(1, at, t, size, whole, sums);
+        else multiply_square(0, at, t, size, whole, sums);
+        for (int i = 0; i < 2; i++)
+            for (int one = r + i * TILE_ROWS; one < starts[i] + TILE_ROWS; one++)
+                for (int v = 0; v < 2; v++) {
+                    const vi sum = *(const vi *)(sums + ((2 * i + v) * TILE_ROWS + one - starts[i]) * PANEL);
+                    put(t, one, v, bf16 ? (vf)sum
+                                        : __builtin_convertvector(sum - shift[v], vf) *
+                                              (t->row_scale[one] * LOAD(t->column_scale + v * PANEL)));
+                }
+    }
+}
+
 /* As `product`, for bf16 and 8 bits. */
 static void product_in_tiles(const Weights *w, const void *a, ll row, const float *row_scale, int rows, float *out,
                              ll out_row, After after, void *context) {
-    const int size = SIZES[w->kind];
-    shape_tiles(min_int(TILE_ROWS, rows), w->k * size % TILE_BYTES);
-    for (int panel = 0; panel < w->count; panel++) {
+    const int size = SIZES[w->kind], squares = rows > TILE_ROWS && w->count % 2 == 0 && w->k * size % TILE_BYTES == 0;
+    const int panels = squares ? 2 : 1;
+    if (squares) shape_squares();
+    else shape_tiles(min_int(TILE_ROWS, rows), w->k * size % TILE_BYTES);
+    for (int panel = 0; panel < w->count; panel += panels) {
         Tile t = {.a = a, .row = row, .segments = 1, .k = w->k, .row_scale = row_scale, .out_row = out_row};
-        vi shift = {};
-        t.panel = (const char *)w->panels + (ll)panel * w->k * PANEL * size;
+        vi shift[2] = {};
+        t.apart = (ll)w->k * PANEL * size;
+        t.panel = (const char *)w->panels + panel * t.apart;
         t.out = out + place_of(panel, out_row);
         if (w->scales) t.column_scale = w->scales + panel * PANEL;
         for (int first = 0; w->kind == I8 && first < w->k; first += LONG_KC) /* rows were stored + 128 */
-            shift += *(const vi *)(w->sums + ((ll)(first / LONG_KC) * w->count + panel) * PANEL) * 128;
-        rows_in_tiles(w->kind, rows, &t, shift);
-        if (after) after(context, panel);
+            for (int i = 0; i < panels; i++)
+                shift[i] += *(const vi *)(w->sums + ((ll)(first / LONG_KC) * w->count + panel + i) * PANEL) * 128;
+        if (squares) rows_in_squares(w->kind, rows, &t, shift);
+        else rows_in_tiles(w->kind, rows, &t, *shift);
+        for (int i = 0; after && i < panels; i++) after(context, panel + i);
     }
     _tile_release();
 }
@@ -925,7 +990,7 @@ static int rows_of_task(int rows, int most, int threads, int step) {
 int zt_block(const Block *b) {
     const int threads = b->threads < 1 ? 1 : min_int(b->threads, MOST_WORKERS + 1), tiles = IN_TILES(b->qkv.kind);
     Plan p = {.b = b, .wide = (int)round_up(b->head, PANEL), .slots = (int)round_up(b->slots, PANEL), .threads = threads};
-    p.rows_at_once = rows_of_task(b->slots, b->dim <= 512 && !tiles ? 24 : b->dim <= 1024 ? 48 : 144, threads, tiles ? 16 : MR);
+    p.rows_at_once = rows_of_task(b->slots, b->dim <= 512 && !tiles ? 24 : b->dim <= 1024 ? 48 : tiles ? 272 : 144, threads, tiles ? 16 : MR);
     p.kind = attention_kind(b->qkv.kind);
     p.queries = IN_TILES(p.kind) ? (p.slots <= 2048 ? 48 : 16) : p.slots <= 2048 ? 24 : 12;
     const ll rows = p.rows_at_once, each = (ll)b->heads * p.slots * p.wide, most = max_int(b->dim, b->w2.k);
