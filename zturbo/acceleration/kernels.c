@@ -990,7 +990,8 @@ static int rows_of_task(int rows, int most, int threads, int step) {
 int zt_block(const Block *b) {
     const int threads = b->threads < 1 ? 1 : min_int(b->threads, MOST_WORKERS + 1), tiles = IN_TILES(b->qkv.kind);
     Plan p = {.b = b, .wide = (int)round_up(b->head, PANEL), .slots = (int)round_up(b->slots, PANEL), .threads = threads};
-    p.rows_at_once = rows_of_task(b->slots, b->dim <= 512 && !tiles ? 24 : b->dim <= 1024 ? 48 : tiles ? 272 : 144, threads, tiles ? 16 : MR);
+    const int most_rows = b->dim <= 512 && !tiles ? 24 : b->dim <= 1024 ? 48 : tiles ? 272 : 144;
+    p.rows_at_once = rows_of_task(b->slots, most_rows, threads, tiles ? 16 : MR);
     p.kind = attention_kind(b->qkv.kind);
     p.queries = IN_TILES(p.kind) ? (p.slots <= 2048 ? 48 : 16) : p.slots <= 2048 ? 24 : 12;
     const ll rows = p.rows_at_once, each = (ll)b->heads * p.slots * p.wide, most = max_int(b->dim, b->w2.k);
