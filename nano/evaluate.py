@@ -153,7 +153,7 @@ def judge_loss(logits: dict[str, Tensor], truth: dict[str, Tensor]) -> Tensor:
 
 
 def judged_world(world: World) -> World:
-    """The world in all ways of drawing it: of a few the judge learns the poses by heart, and takes others for noise."""
+    """The world in all ways of drawing it: of a few the judge learns the poses by heart, and misjudges others."""
     return replace(world, variants=World.variants)
 
 

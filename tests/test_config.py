@@ -80,6 +80,7 @@ def test_an_adapter_of_that_whole_name_is_meant_as_it_is(tmp_path: Path, monkeyp
     (tmp_path / "style:2").touch()
     assert adapters_of("style:2") == ((Path("style:2"), 1.0),)
     assert adapters_of("style:2:0.5") == ((Path("style:2"), 0.5),)
+    assert adapters_of(f"{'a' * 5000}:0.5") == ((Path("a" * 5000), 0.5),)
 
 
 @pytest.mark.parametrize("text", ["a:inf", "b,a:-inf", "a:nan", ":1", "a,,b", ",", "~nobody-of-that-name/a:1"])

@@ -85,7 +85,8 @@ def adapters_of(text: str) -> tuple[tuple[Path, float], ...]:
 def _adapter(text: str) -> tuple[Path, float]:
     """FILE[:SCALE]; a file of that whole name wins."""
     name, colon, scale = text.rpartition(":")
-    if not colon or Path(text).exists() or not re.fullmatch(r"[+-]?([0-9]*\.)?[0-9]+|[+-]?(inf|nan)", scale):
+    there = os.path.exists(text)  # noqa: PTH110  # pathlib's raises where a name is too long
+    if not colon or there or not re.fullmatch(r"[+-]?([0-9]*\.)?[0-9]+|[+-]?(inf|nan)", scale):
         return _folder(text), 1.0
     if not name or not math.isfinite(float(scale)):
         raise _RefusedError(f"{name or 'FILE'}:1.0")

@@ -1,5 +1,6 @@
 """The recipe end to end at its tiniest, and the parts whose mistakes no training would show."""
 
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import cast
@@ -13,12 +14,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from nano import distill, export, language, latents, moments, sheet, tokenizer, training, transformer, vae
+from nano import distill, evaluate, export, language, latents, moments, sheet, tokenizer, training, transformer, vae
 from nano.adopt import adopt
 from nano.captions import EXPAND_INSTRUCTION, STAGES, expanded_caption
 from nano.config import CPU, GPU, PROFILES, TINY, Distillation, Folders, Profile
 from nano.drawing import Crops
-from nano.evaluate import Answered, Verdict, answers, compare, judged_world, paraphrases, plain_prompt, unseen, variety
+from nano.evaluate import Answered, Verdict, answers, compare, paraphrases, plain_prompt, unseen, variety
 from nano.muon import Muon
 from nano.picture import draw
 from nano.sheet import Painter, load_painter
@@ -344,11 +345,19 @@ def test_variety_is_that_of_drawings_where_the_painter_draws() -> None:
     assert variety(TINY, cast(Painter, stubborn), 2, 256) == 0.0
 
 
-def test_the_judge_sees_more_ways_of_drawing_than_the_model() -> None:
-    make = Answered(judged_world(CPU.world))
-    seeds = {sample_scene(make.world, np.random.default_rng(number)).seed for number in range(20)}
-    assert len(seeds) == 20
-    assert make.world.kinds == CPU.world.kinds
+def test_the_judge_sees_more_ways_of_drawing_than_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[Answered] = []
+
+    def nothing(make: Answered, *_: int) -> Iterator[None]:
+        shown.append(make)
+        return iter(())
+
+    monkeypatch.setattr(evaluate, "stream", nothing)
+    with pytest.raises(StopIteration):
+        evaluate.train_judge(TINY, Folders(tmp_path), minutes=1)
+    world = shown[0].world
+    assert len({sample_scene(world, np.random.default_rng(number)).seed for number in range(20)}) == 20
+    assert world.kinds == TINY.world.kinds
 
 
 def test_muon_steps_as_pytorchs_own() -> None:
