@@ -182,6 +182,7 @@ def denoise_rows(bench: Bench) -> Iterator[Row]:
             bench.forget()
             taken = denoising(level.pipeline, size, bench)
             yield {"level": name, "drawn as": level.drawn, "passes": ", ".join(level.passes), "size": _of(size),
+                   "left out": "; ".join(f"{one}: {reason}" for one, reason in level.left_out.items()),
                    "seconds": taken, "share of matrix rate": bench.share(size, taken),
                    "peak GiB": bench.peak()}  # fmt: skip
 

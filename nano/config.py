@@ -1,13 +1,13 @@
 """The sizes and budgets of a training, in one table: a profile per machine. Every script takes `--profile`.
 
 `tiny` rehearses the whole chain in a minute (the tests run it), `cpu` trains a small world on two cores in some hours,
-`gpu` the full world on one large GPU; the budgets of `gpu` are estimates that no run has confirmed yet.
+`gpu` a wide world on one large GPU in minutes.
 """
 
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from nano.world import FULL, PRACTICE, SMALL, World
+from nano.world import PRACTICE, SMALL, WIDE, WIDE_PRACTICE, World
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,7 @@ _CPU_SHARES = (  # width, height, share; the published example's size often
     (1024, 1024, 0.02),
 )
 
-_LAST_CPU_SHARES = (  # the largest sizes as well, which the network does not continue to from smaller ones by itself;
+_ALL_SHARES = (  # the largest sizes as well, which the network does not continue to from smaller ones by itself;
     # 1024x768, what a request has that names no size, second only to 512x512
     (512, 512, 0.36),
     (768, 512, 0.04),
@@ -192,12 +192,8 @@ CPU = Profile(
     stages=(
         Stage(buckets=_CPU_SHARES, tokens_per_batch=3072, steps=4000, peak=0.7, floor=0.75, coarse=0.75, kept=0.5),
         # Its end is the weaker self of the distillation, which therefore has to know the largest sizes.
-        Stage(
-            buckets=_LAST_CPU_SHARES, tokens_per_batch=3072, steps=3000, peak=0.525, floor=0.5, coarse=0.75, kept=0.5
-        ),
-        Stage(
-            buckets=_LAST_CPU_SHARES, tokens_per_batch=3072, steps=3000, peak=0.2625, floor=0.0, coarse=0.7, kept=0.5
-        ),
+        Stage(buckets=_ALL_SHARES, tokens_per_batch=3072, steps=3000, peak=0.525, floor=0.5, coarse=0.75, kept=0.5),
+        Stage(buckets=_ALL_SHARES, tokens_per_batch=3072, steps=3000, peak=0.2625, floor=0.0, coarse=0.7, kept=0.5),
     ),
     judge_steps=1500,
     distillation=Distillation(
@@ -208,58 +204,59 @@ CPU = Profile(
     captions_per_scene=24,
 )
 
-_GPU_SIZES = (
-    (512, 512, 60000),
-    (768, 512, 20000),
-    (512, 768, 20000),
-    (1024, 768, 12000),
-    (768, 1024, 8000),
-    (1024, 1024, 8000),
-    (1440, 512, 12000),
-    (512, 1440, 4000),
-    (1280, 704, 8000),
-    (1536, 1024, 4000),
-    (1024, 1536, 3000),
-    (2048, 1024, 2000),
-    (2048, 2048, 1500),
+_GPU_SHARES = (  # the sizes of most requests, before the largest
+    (512, 512, 0.6),
+    (768, 512, 0.12),
+    (512, 768, 0.1),
+    (1440, 512, 0.18),
 )
 
 GPU = Profile(
     name="gpu",
-    world=FULL,
-    workers=15,
-    language=LanguageShape(vocabulary=4096, hidden=256, intermediate=704, layers=5, heads=4, kv_heads=2, head_dim=64),
+    world=WIDE,
+    workers=14,
+    language=LanguageShape(vocabulary=3072),
     language_steps=3000,
-    language_batch=256,
-    vae=VaeShape(channels=(16, 32, 64, 96, 128)),
-    vae_steps=5000,
+    language_batch=64,
+    vae=VaeShape(),
+    vae_steps=2000,
     vae_batch=64,
-    vae_crop=192,
-    transformer=TransformerShape(dim=360, layers=10, refiners=2, heads=6, axes=(16, 22, 22)),
-    buckets=(Bucket(256, 256, 200000), *(Bucket(*size) for size in _GPU_SIZES)),
+    vae_crop=128,
+    transformer=TransformerShape(dim=256, layers=8, heads=4, axes=(16, 24, 24)),
+    buckets=(
+        Bucket(256, 256, 36864),
+        Bucket(512, 512, 57344),
+        Bucket(768, 512, 6144),
+        Bucket(512, 768, 6144),
+        Bucket(1440, 512, 8192, lounging=0.5),
+        Bucket(1024, 768, 8192),
+        Bucket(1024, 1024, 2560),
+        Bucket(768, 1024, 2048),
+        Bucket(2048, 2048, 384),
+        Bucket(1536, 1024, 768, lounging=0.25),
+        Bucket(1024, 1536, 512),
+        Bucket(1024, 576, 1536),
+        Bucket(576, 1024, 1024),
+        Bucket(512, 1440, 768),
+        Bucket(512, 2048, 512),
+        Bucket(2048, 1024, 512, lounging=0.25),
+        Bucket(1024, 2048, 384),
+        Bucket(1536, 1536, 384),
+    ),
     stages=(
-        Stage(buckets=((256, 256, 1.0),), tokens_per_batch=64 * 1024, steps=4000, floor=0.5),
-        Stage(
-            buckets=((512, 512, 0.6), (768, 512, 0.2), (512, 768, 0.2)),
-            tokens_per_batch=64 * 1024,
-            steps=2500,
-            peak=0.6,
-            floor=0.3,
-        ),
-        Stage(
-            buckets=tuple((width, height, count / 162500) for width, height, count in _GPU_SIZES),
-            tokens_per_batch=64 * 1024,
-            steps=3500,
-            peak=0.4,
-            floor=0.0,
-        ),
+        Stage(buckets=((256, 256, 1.0),), tokens_per_batch=32 * 1024, steps=3600, floor=0.8, kept=1.0),
+        Stage(buckets=_GPU_SHARES, tokens_per_batch=32 * 1024, steps=4800, peak=0.8, floor=0.625, kept=0.5),
+        # Its end is the weaker self of the distillation, which therefore has to know the largest sizes.
+        Stage(buckets=_ALL_SHARES, tokens_per_batch=32 * 1024, steps=3000, peak=0.5, floor=0.6, kept=0.5),
+        Stage(buckets=_ALL_SHARES, tokens_per_batch=32 * 1024, steps=5400, peak=0.3, floor=0.0, kept=0.5),
     ),
-    judge_steps=6000,
+    judge_steps=2500,
     distillation=Distillation(
-        steps=1500, guidance=1.5, weaker_self=False, substeps=3, tokens_per_batch=32 * 1024, rate=0.15
+        steps=500, guidance=1.5, weaker_self=True, substeps=1, tokens_per_batch=32 * 1024, rate=0.25
     ),
+    practice=WIDE_PRACTICE,
     drawings=4,
-    captions_per_scene=16,
+    captions_per_scene=12,
 )
 
 TINY = Profile(

@@ -76,10 +76,11 @@ class Teacher:
 
 def steps_of(count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """(count,) noise levels where steps of the eight-step schedule start and end; some are moved to between its own."""
-    levels = torch.cat((sigmas(VISITED, SHIFT), torch.zeros(1)))
-    index = torch.randint(VISITED, (count,), generator=generator)
-    moved = torch.rand(count, generator=generator) < ANYWHERE
-    share = torch.rand(count, generator=generator) * moved
+    place = generator.device
+    levels = torch.cat((sigmas(VISITED, SHIFT), torch.zeros(1))).to(place)
+    index = torch.randint(VISITED, (count,), generator=generator, device=place)
+    moved = torch.rand(count, generator=generator, device=place) < ANYWHERE
+    share = torch.rand(count, generator=generator, device=place) * moved
     return tuple(torch.lerp(levels[index + i], levels[index + i + 1], share) for i in (0, 1))  # type: ignore[return-value]
 
 
@@ -101,9 +102,9 @@ def distillation_loss(
     generator: torch.Generator,
 ) -> Tensor:
     """Squared distance of the student's velocity from its teacher's path, tokens weighted as in training."""
-    drawings, all_labels, ids = (part.to(device()) for part in batch)
-    start, end = (part.to(drawings.device) for part in steps_of(len(drawings), generator))
-    noise = torch.randn(drawings[:, 0].shape, generator=generator).to(drawings.device)
+    drawings, all_labels, ids = batch
+    start, end = steps_of(len(drawings), generator)
+    noise = torch.randn(drawings[:, 0].shape, generator=generator, device=generator.device)
     clean, labels = chosen_drawing(drawings, all_labels, noise)
     latents = torch.lerp(clean, noise, start.view(-1, 1, 1, 1))
     with torch.no_grad():
@@ -148,7 +149,9 @@ class Distiller:
             self.choice.set_state(state["choice"])
             self.average.steps = self.run.step = self.run.first = state["step"]
             self.run.spent_s = state["spent_s"]
-        self.generator = torch.Generator().manual_seed(1000 * (profile.seed + self.run.step) + 78 + parallel.rank())
+        first = 1000 * (profile.seed + self.run.step) + 78 + parallel.rank()
+        self.generator = torch.Generator(device()).manual_seed(first)
+        self.picks = torch.Generator().manual_seed(first)  # of pictures and captions
         self.shadow = Shadow(self.student)
         if compile_blocks:
             for model in (self.shadow.model, *self.teacher.models):
@@ -157,7 +160,7 @@ class Distiller:
     def step(self, cache: Cache, progress: float) -> Tensor:
         """One step on one batch at a share of the whole; returns its loss."""
         self.shadow.refresh()
-        batch = cache.batch(max(1, self.plan.tokens_per_batch // cache.tokens), self.generator)
+        batch = cache.batch(max(1, self.plan.tokens_per_batch // cache.tokens), self.picks)
         loss = distillation_loss(
             self.shadow.model, self.teacher, self.language, batch, self.plan.substeps, self.generator
         )

@@ -29,8 +29,9 @@ from nano.training import arguments, device, opened, save
 from nano.vae import load as load_vae
 from nano.world import CREATURES, LABEL, World, sample_scene
 from zturbo.engine.tokenizer import chat_prompt
+from zturbo.models.vae import AutoencoderKL
 
-SHARD = 1024  # pictures, about
+SHARD = 1024  # pictures, about, of each drawing process
 CELLS = 4  # cells of the label map along a side of a token
 PATCH = 2  # latents along a side of a token
 FIRST_THING = LABEL[next(iter(CREATURES))]
@@ -48,37 +49,67 @@ def token_labels(labels: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return np.stack([best // 16, best % 16], axis=1).astype(np.uint8)
 
 
-class Example:
-    """Makes (images, token labels, captions joined by newlines) of one random scene, drawn several times.
+@dataclass(frozen=True)
+class Encoder:
+    """From bytes to the transformer's scale in one convolution; every drawing process has its own.
 
-    The drawings, (D,3,H,W) and (D,tokens,2), differ in what no caption speaks of.
+    weight: (C,3,16,16); bias: (C,).
     """
 
-    def __init__(self, world: World, width: int, height: int, captions: int, drawings: int) -> None:
-        self.world, self.width, self.height, self.captions, self.drawings = world, width, height, captions, drawings
+    weight: Tensor
+    bias: Tensor
 
-    def __call__(self, rng: np.random.Generator) -> tuple[Tensor, Tensor, str]:
+    @classmethod
+    def of(cls, vae: AutoencoderKL, scaling: float, shift: float) -> "Encoder":
+        """The written encoder of an autoencoder, with the scale of pixels and of latents folded in."""
+        weight, bias = (part.cpu() for part in as_convolution(vae))
+        return cls(weight * (scaling / 127.5), (bias - weight.sum((1, 2, 3)) - shift) * scaling)
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor) -> Tensor:
+        """(D,3,H,W) uint8 -> (D,C,H/16,W/16) fp16 latents."""
+        return F.conv2d(images.float(), self.weight, self.bias, stride=16).half()
+
+
+class Example:
+    """Makes (latents, token labels, captions) of one random scene, drawn several times.
+
+    The drawings, (D,C,h,w) and (D,tokens,2), differ in what no caption speaks of; captions: (K,LONGEST) as `_tokens`.
+    """
+
+    def __init__(
+        self,
+        world: World,
+        size: tuple[int, int],
+        captions: int,
+        drawings: int,
+        encode: Callable[[Tensor], Tensor],
+        tokenizer: Tokenizer,
+    ) -> None:
+        self.world, self.size, self.captions, self.drawings = world, size, captions, drawings
+        self.encode, self.tokenizer = encode, tokenizer
+
+    def __call__(self, rng: np.random.Generator) -> tuple[Tensor, Tensor, Tensor]:
         scene = sample_scene(self.world, rng)
         seeds = rng.choice(self.world.variants, self.drawings, replace=False)
-        pictures = [draw(replace(scene, seed=int(seed)), self.width, self.height) for seed in seeds]
+        pictures = [draw(replace(scene, seed=int(seed)), *self.size) for seed in seeds]
         texts = [
             (expanded_caption if index < EXPANDED * self.captions else caption)(scene, rng)
             for index in range(self.captions)
         ]
-        images = torch.stack([to_tensor(picture.image) for picture in pictures])
+        latents = self.encode(torch.stack([to_tensor(picture.image) for picture in pictures]))
         labels = np.stack([token_labels(picture.labels) for picture in pictures])
-        return images, torch.from_numpy(labels), "\n".join(texts)
+        return latents, torch.from_numpy(labels), _tokens(texts, self.tokenizer)
 
 
 def _tokens(texts: list[str], tokenizer: Tokenizer) -> Tensor:
-    """(scenes, captions, LONGEST) int16 ids, filled up with -1."""
-    scenes = [text.split("\n") for text in texts]
-    flat = tokenizer.encode_batch([chat_prompt(line) for lines in scenes for line in lines])
-    ids = torch.full((len(flat), LONGEST), -1, dtype=torch.int16)
-    for row, item in zip(ids, flat, strict=True):
-        if len(item.ids) <= LONGEST:
-            row[: len(item.ids)] = torch.tensor(item.ids, dtype=torch.int16)
-    return ids.view(len(scenes), -1, LONGEST)
+    """(captions, LONGEST) int16 ids, filled up with -1; those that are too long are left empty."""
+    ids = torch.full((len(texts), LONGEST), -1, dtype=torch.int16)
+    for row, text in zip(ids, texts, strict=True):
+        found = tokenizer.encode(chat_prompt(text)).ids  # a batch would start threads in every drawing process
+        if len(found) <= LONGEST:
+            row[: len(found)] = torch.tensor(found, dtype=torch.int16)
+    return ids
 
 
 def bucket_folder(folders: Folders, width: int, height: int) -> Path:
@@ -87,14 +118,14 @@ def bucket_folder(folders: Folders, width: int, height: int) -> Path:
 
 def fill(bucket: Bucket, profile: Profile, folders: Folders, encode: Callable[[Tensor], Tensor]) -> None:
     """Draw and encode what is missing of one bucket."""
-    folder, tokenizer = bucket_folder(folders, bucket.width, bucket.height), load_tokenizer(folders)
+    folder, size = bucket_folder(folders, bucket.width, bucket.height), (bucket.width, bucket.height)
     folder.mkdir(parents=True, exist_ok=True)
     world = profile.practice or profile.world
     world = world if bucket.lounging is None else replace(world, lounging=bucket.lounging)
     drawings = profile.drawings
-    make = Example(world, bucket.width, bucket.height, profile.captions_per_scene, drawings)
-    scenes, shard = bucket.pictures // drawings, max(1, SHARD // drawings)
-    at_once = max(1, min(16 // drawings, scenes, 2**20 // (drawings * bucket.width * bucket.height)))
+    make = Example(world, size, profile.captions_per_scene, drawings, encode, load_tokenizer(folders))
+    scenes, shard = bucket.pictures // drawings, max(1, SHARD * profile.workers // drawings)
+    at_once = max(1, min(16 // drawings, scenes))
     for index, first in enumerate(range(0, scenes, shard)):
         path = folder / f"{index:04d}.pt"
         if path.exists():
@@ -103,9 +134,7 @@ def fill(bucket: Bucket, profile: Profile, folders: Folders, encode: Callable[[T
         count, started = min(shard, scenes - first), time.monotonic()
         source = stream(make, at_once, profile.workers, profile.seed + 1000 * index + bucket.width * 7 + bucket.height)
         while sum(len(latents) for latents, _, _ in parts) < count:
-            images, labels, texts = next(source)
-            latents = encode(images.flatten(0, 1)).half().cpu().unflatten(0, images.shape[:2])
-            parts.append((latents, labels, _tokens(list(texts), tokenizer)))
+            parts.append(tuple(part.clone() for part in next(source)))  # what workers share holds a file open each
         latents, labels, captions = (torch.cat(column)[:count] for column in zip(*parts, strict=True))
         save(path, {"latents": latents, "labels": labels, "captions": captions})
         rate = drawings * count / (time.monotonic() - started)
@@ -117,14 +146,7 @@ def fill(bucket: Bucket, profile: Profile, folders: Folders, encode: Callable[[T
 def fill_all(profile: Profile, folders: Folders) -> None:
     """Every bucket of the profile, smallest first."""
     vae, scaling, shift = load_vae(folders, profile)
-
-    weight, bias = as_convolution(vae)
-
-    @torch.no_grad()
-    def encode(images: Tensor) -> Tensor:
-        pixels = images.to(device(), non_blocking=True).float() / 127.5 - 1
-        return (F.conv2d(pixels, weight, bias, stride=16) - shift) * scaling
-
+    encode = Encoder.of(vae, scaling, shift)
     for bucket in profile.buckets:
         fill(bucket, profile, folders, encode)
 
@@ -164,7 +186,7 @@ def chosen_drawing(latents: Tensor, labels: Tensor, noise: Tensor, kept: Tensor 
 
 @dataclass
 class Cache:
-    """One bucket in memory; captions are drawn by their exact length, because a batch has one length.
+    """One bucket in the device's memory; captions are drawn by their exact length, because a batch has one length.
 
     latents: (N,D,C,h,w) fp16 in the transformer's scale; labels: (N,D,tokens,2) uint8; captions: (N,K,LONGEST) int16.
     """
@@ -174,7 +196,7 @@ class Cache:
     captions: Tensor
 
     def __post_init__(self) -> None:
-        lengths = (self.captions >= 0).sum(-1)  # (N,K)
+        lengths = (self.captions >= 0).sum(-1).cpu()  # (N,K)
         order = lengths.flatten().argsort()
         counts = torch.bincount(lengths.flatten(), minlength=LONGEST + 1)
         self.by_length = list(order.split(counts.tolist()))
@@ -185,7 +207,8 @@ class Cache:
     def load(cls, folder: Path) -> "Cache":
         """All shards of a folder; those that another process is still writing are not seen."""
         shards: list[dict[str, Any]] = [torch.load(path, weights_only=True) for path in sorted(folder.glob("*.pt"))]
-        return cls(*(torch.cat([shard[name] for shard in shards]) for name in ("latents", "labels", "captions")))
+        parts = (torch.cat([shard[name] for shard in shards]) for name in ("latents", "labels", "captions"))
+        return cls(*(part.to(device()) for part in parts))
 
     @property
     def tokens(self) -> int:
@@ -193,10 +216,10 @@ class Cache:
         return self.labels.shape[2]
 
     def batch(self, count: int, generator: torch.Generator) -> Batch:
-        """Random scenes with a random caption of each."""
+        """Random scenes with a random caption of each, chosen by a generator of the CPU."""
         length = int(torch.multinomial(self.shares, 1, generator=generator))
         pairs = self.by_length[length]
-        chosen = pairs[torch.randint(len(pairs), (count,), generator=generator)]
+        chosen = pairs[torch.randint(len(pairs), (count,), generator=generator)].to(self.latents.device)
         scene, text = chosen // self.captions.shape[1], chosen % self.captions.shape[1]
         ids = self.captions[scene, text, :length].long()
         return Batch(self.latents[scene].float(), self.labels[scene].long(), ids)

@@ -23,7 +23,7 @@ SKIES: dict[str, tuple[RGB, ...]] = {
 DARKENING = {"day": 0.0, "sunset": 0.24, "night": 0.52}
 DUSK: dict[str, RGB] = {"day": (255, 255, 255), "sunset": (190, 90, 90), "night": (18, 22, 70)}
 HEIGHTS = {"small": 0.36, "medium": 0.5, "big": 0.64}
-NEARNESS = (0.8, 1.03)  # how much smaller or larger than its size a thing is drawn
+NEARNESS = (0.88, 1.05)  # how much smaller or larger than its size a thing is drawn
 ASIDE = 0.08  # how far from its place a thing may stand, share of the width
 MARGIN = 0.015  # that a thing keeps from the picture's sides, share of the width
 

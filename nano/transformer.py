@@ -175,10 +175,11 @@ def noise_levels(count: int, coarse: bool, generator: torch.Generator) -> Tensor
     """
     visited = sigmas(VISITED, SHIFT)[:-1]
     visited = visited[visited >= COARSE] if coarse else visited[visited < COARSE]
-    fixed = visited[torch.randint(len(visited), (count,), generator=generator)]
+    place = generator.device
+    fixed = visited.to(place)[torch.randint(len(visited), (count,), generator=generator, device=place)]
     low, high = (COARSE, 1.0) if coarse else (0.02, COARSE)
-    anywhere = low + (high - low) * torch.rand(count, generator=generator)
-    return torch.where(torch.rand(count, generator=generator) < ANYWHERE, anywhere, fixed)
+    anywhere = low + (high - low) * torch.rand(count, generator=generator, device=place)
+    return torch.where(torch.rand(count, generator=generator, device=place) < ANYWHERE, anywhere, fixed)
 
 
 def kept_tokens(count: int, tokens: int, share: float, generator: torch.Generator) -> Tensor | None:
@@ -189,7 +190,8 @@ def kept_tokens(count: int, tokens: int, share: float, generator: torch.Generato
     number = round_up(round(share * tokens))
     if number >= tokens:
         return None
-    return torch.rand(count, tokens, generator=generator).topk(number, dim=1).indices
+    chances = torch.rand(count, tokens, generator=generator, device=generator.device)
+    return chances.topk(number, dim=1).indices
 
 
 def token_weights(what: Tensor) -> Tensor:
@@ -209,13 +211,15 @@ def losses(
     share: float,
     generator: torch.Generator,
 ) -> tuple[Tensor, Tensor]:
-    """Velocity and layout error of one batch at random noise levels, over this share of its tokens, weighted."""
-    drawings, all_labels, ids = (part.to(device(), non_blocking=True) for part in batch)
+    """Velocity and layout error of one batch at random noise levels, over this share of its tokens, weighted.
+
+    generator: on the device of the batch.
+    """
+    drawings, all_labels, ids = batch
     count, tokens = len(drawings), all_labels.shape[2]
-    sigma = noise_levels(count, coarse, generator).to(drawings.device)
-    noise = torch.randn(drawings[:, 0].shape, generator=generator).to(drawings.device)
+    sigma = noise_levels(count, coarse, generator)
+    noise = torch.randn(drawings[:, 0].shape, generator=generator, device=generator.device)
     kept = kept_tokens(count, tokens, share, generator)
-    kept = None if kept is None else kept.to(drawings.device)
     clean, labels = chosen_drawing(drawings, all_labels, noise, kept)
     level = sigma.view(-1, 1, 1, 1)
     dtype = next(trainee.parameters()).dtype
@@ -244,7 +248,8 @@ class Trainer:
         self.trainee = Trainee(build(profile)).to(device())
         self.average = Average(self.trainee.model, horizon=400)
         self.optimizers = Optimizers(self.trainee.named_parameters(), muon=("layers", "refiner"), lr=1e-3)
-        self.generator = torch.Generator().manual_seed(profile.seed + parallel.rank())
+        self.generator = torch.Generator(device()).manual_seed(profile.seed + parallel.rank())
+        self.picks = torch.Generator().manual_seed(profile.seed + 50 + parallel.rank())  # of pictures and captions
         self.choice = torch.Generator().manual_seed(profile.seed)  # of sizes: the same in all processes
         self.stage, step, spent = 0, 0, 0.0
         if state := restored(folders.transformer):
@@ -254,6 +259,7 @@ class Trainer:
             self.optimizers.load_state_dict(state["optimizers"])
             self.choice.set_state(state["choice"])
             self.generator.manual_seed(1000 * (profile.seed + state["averaged"]) + parallel.rank())
+            self.picks.manual_seed(1000 * (profile.seed + state["averaged"]) + 50 + parallel.rank())
             self.stage, step, spent = state["stage"], state["step"], state["spent_s"]
         self.shadow = Shadow(self.trainee)
         if compile_blocks:
@@ -268,7 +274,7 @@ class Trainer:
         return Run(
             f"transformer stage {self.stage + 1}",
             stage.steps,
-            self.minutes,
+            self.minutes * stage.steps / sum(one.steps for one in self.profile.stages),
             self.profile.checkpoint_every_s,
             step,
             spent_s,
@@ -283,19 +289,20 @@ class Trainer:
         return False
 
     def caches(self, stage: Stage) -> tuple[list[Cache], Tensor]:
-        """The buckets of a stage and how often each is drawn from."""
-        sizes = [(width, height) for width, height, _ in stage.buckets]
-        return [Cache.load(bucket_folder(self.folders, *size)) for size in sizes], torch.tensor(
-            [share for *_, share in stage.buckets]
-        )
+        """The buckets of a stage that have pictures yet, which may still be being drawn, and how often each is used."""
+        folders = [(bucket_folder(self.folders, width, height), share) for width, height, share in stage.buckets]
+        there = [(folder, share) for folder, share in folders if any(folder.glob("*.pt"))]
+        if not there:
+            raise FileNotFoundError(f"{self.folders.latents}: draw the pictures first (python -m nano.latents)")
+        return [Cache.load(folder) for folder, _ in there], torch.tensor([share for _, share in there])
 
     def step(self, cache: Cache, stage: Stage) -> tuple[bool, Tensor, Tensor]:
         """One step on one batch of one bucket: whether it was a coarse one, and its errors."""
         self.shadow.refresh()
         coarse = float(torch.rand(1, generator=self.choice)) < stage.coarse
         share, tokens = stage.kept if coarse else 1.0, cache.tokens
-        batch = cache.batch(max(1, int(stage.tokens_per_batch / (share * tokens))), self.generator)
-        if self.learns_empty and float(torch.rand(1, generator=self.generator)) < EMPTY_SHARE:
+        batch = cache.batch(max(1, int(stage.tokens_per_batch / (share * tokens))), self.picks)
+        if self.learns_empty and float(torch.rand(1, generator=self.picks)) < EMPTY_SHARE:
             batch = batch._replace(ids=empty_prompt(self.tokenizer).expand(len(batch.ids), -1))
         flow, named = losses(self.shadow.model, self.language, batch, coarse, share, self.generator)
         (flow + LAYOUT_WEIGHT * named).backward()
@@ -328,7 +335,7 @@ class Trainer:
 
 
 def train(profile: Profile, folders: Folders, minutes: float, last_stage: int, compile_blocks: bool = False) -> None:
-    """Train, or go on training, through the profile's stages; `minutes` bounds each stage.
+    """Train, or go on training, through the profile's stages; each has its share of `minutes`, by its steps.
 
     A distilled run is left as it is: its weights are the student's. To train on, put `teacher.pt` in their place.
 

@@ -1,6 +1,6 @@
 """What exists in the drawn world, and how a scene of it is chosen: plain facts and seeded chance, no drawing, no words.
 
-`SMALL` is the world of the cpu profile, `FULL` of the gpu profile; both always hold the T-Rex on its sun lounger.
+`SMALL` is the world of the cpu profile, `WIDE` of the gpu profile, `FULL` all that can be drawn; each has the T-Rex.
 """
 
 from dataclasses import dataclass, replace
@@ -161,6 +161,18 @@ SMALL = World(
 )
 PRACTICE = replace(SMALL, creature_weight=3, pairs=0.3, lounging=0.16)
 """`SMALL` with more of what is learnt last: creatures that stand and wear something, and two different subjects."""
+WIDE = replace(
+    SMALL,
+    settings=SETTINGS,
+    kinds=(
+        *("t-rex", "cat", "dog", "bird", "robot", "person", "rabbit", "elephant", "penguin", "frog"),
+        *("fish", "car", "boat", "house", "tree", "balloon", "flower", "castle", "rocket", "train", "umbrella"),
+        *("mushroom", "snowman", "ball"),
+    ),
+)
+"""Every setting, and the subjects that are easily told apart: three times those of `SMALL`."""
+WIDE_PRACTICE = replace(WIDE, creature_weight=2, pairs=0.25)
+"""`WIDE` with more creatures and pairs, as `PRACTICE`."""
 FULL = World(
     settings=SETTINGS,
     kinds=tuple(NATURAL),

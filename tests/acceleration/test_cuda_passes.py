@@ -67,6 +67,8 @@ def test_products_that_gain_too_little_stay(
     pipeline: Pipeline, scheme: Scheme, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cuda, "TIMED_TOKENS", 32)
+    monkeypatch.setattr(cuda, "has_product", lambda _layer: True)  # a GPU has none of sizes as small as these
+    monkeypatch.setattr(fused, "product", lambda _layer, rows: rows.values)
     assert cuda.products_unfit(pipeline, scheme, clock(1.2, 1.0)) is None
     assert (
         cuda.products_unfit(pipeline, scheme, clock(1.1, 1.0)) == "they are 1.10 times as fast here, and must be 1.15"
@@ -88,6 +90,7 @@ def test_a_device_that_refuses_products_keeps_its_model(pipeline: Pipeline, monk
         raise RuntimeError("row-wise scaling is for other cards\nand much more")
 
     monkeypatch.setattr(cuda, "TIMED_TOKENS", 32)
+    monkeypatch.setattr(cuda, "has_product", lambda _layer: True)
     monkeypatch.setattr(fused, "product", refusing)
     found = cuda.products_unfit(pipeline, "fp8", clock(1.2, 1.0))
     assert found == "they fail (RuntimeError: row-wise scaling is for other cards)"

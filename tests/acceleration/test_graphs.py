@@ -203,7 +203,9 @@ def test_replays_are_bit_equal_on_the_device(dtype: torch.dtype) -> None:
 @torch.inference_mode()
 def test_graphs_share_their_memory() -> None:
     """Many sizes reserve what the largest takes, and launch parameters, but no working memory of their own."""
-    plain = ours(reference.transformer(dim=512, n_heads=8, axes_dims=[16, 24, 24])).to("cuda", torch.bfloat16)
+    plain = ours(reference.transformer(dim=512, n_heads=8, n_kv_heads=8, axes_dims=[16, 24, 24])).to(
+        "cuda", torch.bfloat16
+    )
     kept = replay(plain, CudaRecorder(torch.device("cuda")))
     reserved = []
     for columns in (128, 120, 112, 104, 96, 88, 80, 72):

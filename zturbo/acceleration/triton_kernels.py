@@ -13,7 +13,7 @@ costs no pass over the memory. Values are computed in fp32 and rounded to the wo
 within one unit in the last place and almost always equal. One program computes one row, whatever else is in the batch.
 
 Imported only where Triton is used: on CUDA, and in the tests through its interpreter (TRITON_INTERPRET=1).
-The launchers are in `fused`. None of this has run on a GPU yet.
+The launchers are in `fused`.
 """
 
 import triton
@@ -160,8 +160,8 @@ def quantize(x, out, out_scale, size, BLOCK: tl.constexpr, SCHEME: tl.constexpr)
 
 @triton.jit
 def int8_product(left, right, left_scale, right_scale, out, m, n, k, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-                 BLOCK_K: tl.constexpr, GROUP: tl.constexpr):  # fmt: skip
-    """Grid (tiles,): (M, K) int8 by (N, K) int8 with a scale per row of each -> (M, N).
+                 BLOCK_K: tl.constexpr, GROUP: tl.constexpr, EVEN_K: tl.constexpr):  # fmt: skip
+    """Grid (tiles,): (M, K) int8 by (N, K) int8 with a scale per row of each -> (M, N); EVEN_K: BLOCK_K divides K.
 
     Sums of integers are exact, so the result is the same for every tiling and in every company. Tiles come in groups of
     GROUP rows of tiles, which read the same weights while those are near.
@@ -173,13 +173,16 @@ def int8_product(left, right, left_scale, right_scale, out, m, n, k, BLOCK_M: tl
     row = (group * GROUP + place % height) * BLOCK_M + tl.arange(0, BLOCK_M)
     column = (place // height) * BLOCK_N + tl.arange(0, BLOCK_N)
     depth = tl.arange(0, BLOCK_K)
-    a = left + row.to(tl.int64)[:, None] * k + depth[None, :]
-    b = right + column.to(tl.int64)[:, None] * k + depth[None, :]
+    # Beyond the edges the first rows are read again: loads without a mask run ahead of the products.
+    a = left + (row % m).to(tl.int64)[:, None] * k + depth[None, :]
+    b = right + (column % n).to(tl.int64)[:, None] * k + depth[None, :]
     total = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.int32)
     for start in range(0, k, BLOCK_K):
-        inside = depth[None, :] < k - start
-        one = tl.load(a + start, mask=(row[:, None] < m) & inside, other=0)
-        other = tl.load(b + start, mask=(column[:, None] < n) & inside, other=0)
+        if EVEN_K:
+            one, other = tl.load(a + start), tl.load(b + start)
+        else:
+            inside = depth[None, :] < k - start
+            one, other = tl.load(a + start, mask=inside, other=0), tl.load(b + start, mask=inside, other=0)
         total = tl.dot(one, tl.trans(other), total, out_dtype=tl.int32)
     factors = tl.load(left_scale + row, mask=row < m, other=0.0)[:, None]
     columns = tl.load(right_scale + column, mask=column < n, other=0.0)[None, :]
