@@ -1,7 +1,7 @@
 """The sizes and budgets of a training, in one table: a profile per machine. Every script takes `--profile`.
 
 `tiny` rehearses the whole chain in a minute (the tests run it), `cpu` trains a small world on two cores in some hours,
-`gpu` a wide world on one large GPU in minutes.
+`gpu` a wide world on one large GPU in minutes (a first run's figures are in the log).
 """
 
 from dataclasses import dataclass, field
@@ -28,7 +28,7 @@ class Stage:
     """A stretch of transformer training: which buckets, how often each, and for how long.
 
     tokens_per_batch: image tokens of one step; the batch is this over the tokens that a picture is judged by.
-    steps: how many, at most; `--minutes` bounds a stage by the clock.
+    steps: how many, at most; by them the stages share `--minutes` out.
     peak, floor: of the learning rate; it falls from the one to their product.
     coarse: share of steps at the noise levels that decide the composition.
     kept: share of a picture's tokens that those steps look at.

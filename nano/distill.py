@@ -20,7 +20,7 @@ from torch import Tensor
 from nano import parallel
 from nano.config import Distillation, Folders, Profile
 from nano.language import load as load_language
-from nano.latents import Batch, Cache, bucket_folder, chosen_drawing
+from nano.latents import Batch, Cache, caches, chosen_drawing
 from nano.sheet import save_sheet
 from nano.training import (
     Average,
@@ -101,7 +101,10 @@ def distillation_loss(
     substeps: int,
     generator: torch.Generator,
 ) -> Tensor:
-    """Squared distance of the student's velocity from its teacher's path, tokens weighted as in training."""
+    """Squared distance of the student's velocity from its teacher's path, tokens weighted as in training.
+
+    generator: on the device of the batch.
+    """
     drawings, all_labels, ids = batch
     start, end = steps_of(len(drawings), generator)
     noise = torch.randn(drawings[:, 0].shape, generator=generator, device=generator.device)
@@ -151,7 +154,7 @@ class Distiller:
             self.run.spent_s = state["spent_s"]
         first = 1000 * (profile.seed + self.run.step) + 78 + parallel.rank()
         self.generator = torch.Generator(device()).manual_seed(first)
-        self.picks = torch.Generator().manual_seed(first)  # of pictures and captions
+        self.picks = torch.Generator().manual_seed(first + 50)  # of pictures and captions
         self.shadow = Shadow(self.student)
         if compile_blocks:
             for model in (self.shadow.model, *self.teacher.models):
@@ -205,10 +208,9 @@ def distill(
     weak = (weak or stage_file(folders, len(profile.stages) - 2)) if plan.weaker_self else None
     distiller = Distiller(profile, folders, minutes, plan, state, weak, compile_blocks)
     stage, first = profile.stages[-1], parallel.rank() == 0
-    caches = [Cache.load(bucket_folder(folders, width, height)) for width, height, _ in stage.buckets]
-    shares = torch.tensor([share for *_, share in stage.buckets])
+    sizes, shares = caches(folders, stage.buckets)
     while (progress := parallel.agreed(distiller.run.progress)) < 1.0:
-        loss = distiller.step(caches[int(torch.multinomial(shares, 1, generator=distiller.choice))], progress)
+        loss = distiller.step(sizes[int(torch.multinomial(shares, 1, generator=distiller.choice))], progress)
         distiller.run.tick(loss=loss)
         if first and distiller.run.due():
             distiller.save()

@@ -2,12 +2,12 @@
 
     python -m nano.latents --profile cpu --folder RUN
 
-One folder per size; shards are written whole, so an interrupted run goes on with the next shard. Drawing runs in worker
-processes while the device encodes.
+One folder per size; shards are written whole, so an interrupted run goes on with the next shard (with as many workers:
+a shard's size is by their number). Drawing and encoding run in worker processes, on the CPU.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from nano import parallel
 from nano.captions import caption, expanded_caption
 from nano.config import Bucket, Folders, Profile
 from nano.drawing import stream, to_tensor
@@ -124,7 +125,7 @@ def fill(bucket: Bucket, profile: Profile, folders: Folders, encode: Callable[[T
     world = world if bucket.lounging is None else replace(world, lounging=bucket.lounging)
     drawings = profile.drawings
     make = Example(world, size, profile.captions_per_scene, drawings, encode, load_tokenizer(folders))
-    scenes, shard = bucket.pictures // drawings, max(1, SHARD * profile.workers // drawings)
+    scenes, shard = bucket.pictures // drawings, max(1, SHARD * max(1, profile.workers) // drawings)
     at_once = max(1, min(16 // drawings, scenes))
     for index, first in enumerate(range(0, scenes, shard)):
         path = folder / f"{index:04d}.pt"
@@ -223,6 +224,26 @@ class Cache:
         scene, text = chosen // self.captions.shape[1], chosen % self.captions.shape[1]
         ids = self.captions[scene, text, :length].long()
         return Batch(self.latents[scene].float(), self.labels[scene].long(), ids)
+
+
+def caches(folders: Folders, buckets: Sequence[tuple[int, int, float]]) -> tuple[list[Cache], Tensor]:
+    """The buckets (width, height, share) that have pictures yet, and their shares; the others may still be being drawn.
+
+    All processes get the same ones.
+
+    Raises:
+        FileNotFoundError: none has.
+    """
+    there = [any(bucket_folder(folders, width, height).glob("*.pt")) for width, height, _ in buckets]
+    bits = int(parallel.agreed(float(sum(1 << index for index, one in enumerate(there) if one))))
+    missing = [f"{width}x{height}" for index, (width, height, _) in enumerate(buckets) if not bits >> index & 1]
+    if len(missing) == len(buckets):
+        raise FileNotFoundError(f"{folders.latents}: draw the pictures first (python -m nano.latents)")
+    if missing and not parallel.rank():
+        print(f"not drawn yet, left out: {', '.join(missing)}", flush=True)
+    chosen = [bucket for index, bucket in enumerate(buckets) if bits >> index & 1]
+    loaded = [Cache.load(bucket_folder(folders, width, height)) for width, height, _ in chosen]
+    return loaded, torch.tensor([share for *_, share in chosen])
 
 
 def main() -> None:

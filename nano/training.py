@@ -31,7 +31,9 @@ def arguments(what: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=what)
     parser.add_argument("--profile", choices=sorted(PROFILES), default="cpu", help="sizes and budgets (config.py)")
     parser.add_argument("--folder", type=Path, default=Path("nano-run"), help="where checkpoints and caches lie")
-    parser.add_argument("--minutes", type=float, default=math.inf, help="stop early after this wall-clock time")
+    parser.add_argument(
+        "--minutes", type=float, default=math.inf, help="stop after this time, earlier runs of the step included"
+    )
     return parser
 
 

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from nano import parallel
 from nano.config import Folders, Profile, Stage, TransformerShape
 from nano.language import load as load_language
-from nano.latents import FIRST_THING, Batch, Cache, bucket_folder, chosen_drawing
+from nano.latents import FIRST_THING, Batch, Cache, caches, chosen_drawing
 from nano.sheet import save_sheet
 from nano.training import (
     Average,
@@ -250,7 +250,7 @@ class Trainer:
         self.optimizers = Optimizers(self.trainee.named_parameters(), muon=("layers", "refiner"), lr=1e-3)
         self.generator = torch.Generator(device()).manual_seed(profile.seed + parallel.rank())
         self.picks = torch.Generator().manual_seed(profile.seed + 50 + parallel.rank())  # of pictures and captions
-        self.choice = torch.Generator().manual_seed(profile.seed)  # of sizes: the same in all processes
+        self.choice = torch.Generator().manual_seed(profile.seed + 25)  # of sizes: the same in all processes
         self.stage, step, spent = 0, 0, 0.0
         if state := restored(folders.transformer):
             self.trainee.load_state_dict(state["trainee"])
@@ -287,14 +287,6 @@ class Trainer:
             self.run, self.progress = self._run(), 0.0
             return True
         return False
-
-    def caches(self, stage: Stage) -> tuple[list[Cache], Tensor]:
-        """The buckets of a stage that have pictures yet, which may still be being drawn, and how often each is used."""
-        folders = [(bucket_folder(self.folders, width, height), share) for width, height, share in stage.buckets]
-        there = [(folder, share) for folder, share in folders if any(folder.glob("*.pt"))]
-        if not there:
-            raise FileNotFoundError(f"{self.folders.latents}: draw the pictures first (python -m nano.latents)")
-        return [Cache.load(folder) for folder, _ in there], torch.tensor([share for _, share in there])
 
     def step(self, cache: Cache, stage: Stage) -> tuple[bool, Tensor, Tensor]:
         """One step on one batch of one bucket: whether it was a coarse one, and its errors."""
@@ -349,9 +341,9 @@ def train(profile: Profile, folders: Folders, minutes: float, last_stage: int, c
     sheet_at = profile.sheet_every_s
     while trainer.stage <= last_stage:
         stage = profile.stages[trainer.stage]
-        caches, shares = trainer.caches(stage)
+        sizes, shares = caches(folders, stage.buckets)
         while trainer.progress < 1.0:
-            cache = caches[int(torch.multinomial(shares, 1, generator=trainer.choice))]
+            cache = sizes[int(torch.multinomial(shares, 1, generator=trainer.choice))]
             coarse, flow, named = trainer.step(cache, stage)
             errors: dict[str, Any] = {"coarse" if coarse else "fine": flow, "layout": named}
             trainer.run.tick(**errors)

@@ -17,12 +17,14 @@ from triton.compiler import ASTSource
 from zturbo.acceleration import fused
 from zturbo.acceleration import triton_kernels as kernels
 
-FORMS = {"none": ("*bf16", None), "int8": ("*i8", "*fp32"), "fp8": ("*fp8e4nv", "*fp32")}
-CARDS = {80: ("none", "int8"), 89: ("none", "int8", "fp8"), 90: ("none", "int8", "fp8")}
+FORMS = {"none": ("*bf16", None), "fp16": ("*fp16", None), "int8": ("*i8", "*fp32"), "fp8": ("*fp8e4nv", "*fp32")}
+CARDS = {80: ("none", "int8"), 89: ("none", "int8", "fp8"), 90: ("none", "fp16", "int8", "fp8")}
+PRODUCT = ("none", "uneven")
+"""Forms of the int8 product: where tiles divide the depth, and where not."""
 SHARED_KIB = {80: 163, 89: 99, 90: 227}
 """Shared memory that one block of threads may have: CUDA's programming guide, table of technical specifications."""
 TOKENS = 4224
-"""Of a 1024x1024 picture, for which the product has its largest tiles."""
+"""Of a 1024x1024 picture."""
 DIM, HIDDEN = 4096, 16384
 """Powers of two from the published widths on."""
 
@@ -41,23 +43,25 @@ CONSTANTS: dict[str, dict[str, Any]] = {
 }
 
 
-def constants_of(name: str, card: int) -> tuple[dict[str, Any], dict[str, Any]]:
+def constants_of(name: str, card: int, form: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """A kernel's constants, and the compiler's options."""
     if name != "int8_product":
-        return dict(CONSTANTS[name]), fused._as_written(DIM)
+        return dict(CONSTANTS[name]), fused._as_written(CONSTANTS[name].get("BLOCK", DIM))
     with patch("torch.cuda.get_device_capability", return_value=divmod(card, 10)):
         tiles = fused._tiles(cast(Tensor, SimpleNamespace(device=torch.device("cuda"), shape=(TOKENS, DIM))))
     options = {option: tiles.pop(option) for option in ("num_warps", "num_stages")}
-    return tiles | {"EVEN_K": True}, options
+    return tiles | {"EVEN_K": form == "none"}, options
 
 
 def build(name: str, card: int, form: str) -> None:
     """Compile one kernel for one card and one form of its result."""
-    kernel, (values, scales), (constants, options) = getattr(kernels, name), FORMS[form], constants_of(name, card)
+    kernel, (constants, options) = getattr(kernels, name), constants_of(name, card, form)
     types = WORKING | {"out": "*bf16"}
+    if form == "fp16":
+        types = {of: dtype.replace("*bf16", "*fp16") for of, dtype in types.items()}
     if name in RESULTS:
-        result, scale = RESULTS[name]
-        constants |= {"SCHEME": form} | ({} if scales else {scale: None})
+        (result, scale), (values, scales) = RESULTS[name], FORMS[form]
+        constants |= {"SCHEME": form if scales else "none"} | ({} if scales else {scale: None})
         types |= {result: values} | ({scale: scales} if scales else {})
     signature = {arg: "constexpr" if arg in constants else types.get(arg, "i32") for arg in kernel.arg_names}
     # As in a launch: addresses and sizes are multiples of 16, or the loads would not be pipelined.
@@ -78,5 +82,5 @@ def build(name: str, card: int, form: str) -> None:
 if __name__ == "__main__":
     for card, forms in CARDS.items():
         for name in (*CONSTANTS, "int8_product"):
-            for form in forms if name in RESULTS else ("none",):
+            for form in forms if name in RESULTS else PRODUCT if name == "int8_product" else ("none",):
                 build(name, card, form)

@@ -22,4 +22,5 @@ def test_every_kernel_compiles_for_ampere_ada_and_hopper(tmp_path: Path) -> None
     lines = done.stdout.splitlines()
     assert "norm_and_rotate 90 none" in lines
     assert "silu_product 89 fp8" in lines
-    assert len(lines) == 2 * 4 + 3 * 4 + 3 * 4 + 3 * 2  # four kernels in every form, two in one
+    assert "add_gated_norm 90 fp16" in lines
+    assert len(lines) == 2 * 4 + 3 * 4 + 4 * 4 + 3 * 3  # four kernels in every form, one in two, one in one

@@ -180,7 +180,9 @@ def filled(scheme: Scheme, rows: int, columns: int) -> QuantizedLinear:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize(("tokens", "columns", "outputs"), [(3, 40, 24), (130, 96, 144), (260, 64, 130)])
+@pytest.mark.parametrize(
+    ("tokens", "columns", "outputs"), [(3, 40, 24), (130, 96, 144), (260, 64, 130), (1160, 256, 24)]
+)
 def test_int8_products_are_exact(tokens: int, columns: int, outputs: int, dtype: torch.dtype) -> None:
     """Whole tiles and parts of them in every direction; sums of integers, scaled in the order of `QuantizedLinear`."""
     layer, x = filled("int8", outputs, columns), values(1, tokens, columns)

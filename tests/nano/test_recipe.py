@@ -200,6 +200,33 @@ def test_the_encoder_computes_moments() -> None:
         slow, fast = model.encode(images)[0], torch.nn.functional.conv2d(images, weight, bias, stride=16)
     assert float((slow - fast).abs().max()) < 0.02 * float(slow.std())
     assert float(slow.mean(dim=(0, 2, 3)).abs().max()) < 0.05
+    encode = latents.Encoder.of(model, scaling=2.0, shift=0.25)  # what drawing processes do, from bytes
+    drawn = encode(((images + 1) * 127.5).round().to(torch.uint8)).float()
+    assert float((drawn - (slow - 0.25) * 2.0).abs().max()) < 0.05 * float(slow.std())
+
+
+def test_training_takes_the_sizes_that_are_drawn_already(
+    run: Folders, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folders, stage = Folders(tmp_path), TINY.stages[0]
+    with pytest.raises(FileNotFoundError, match="draw the pictures first"):
+        latents.caches(folders, stage.buckets)
+    latents.bucket_folder(folders, 320, 256).mkdir(parents=True)  # begun, and nothing in it yet
+    latents.bucket_folder(folders, 256, 256).symlink_to(latents.bucket_folder(run, 256, 256))
+    sizes, shares = latents.caches(folders, stage.buckets)
+    assert capsys.readouterr().out == "not drawn yet, left out: 320x256\n"
+    assert [cache.tokens for cache in sizes] == [64]
+    assert shares.tolist() == [stage.buckets[0][2]]
+
+
+def test_the_minutes_are_those_of_all_stages(run: Folders, tmp_path: Path) -> None:
+    folders = _copied(run, tmp_path)
+    (tmp_path / "transformer.pt").unlink()
+    trainer = transformer.Trainer(TINY, folders, minutes=10)
+    given = [trainer.run.minutes]
+    assert trainer.next_stage()
+    given.append(trainer.run.minutes)
+    assert given == [6.0, 4.0]  # three steps and two
 
 
 def test_muon_turns_convolutions_in_place() -> None:

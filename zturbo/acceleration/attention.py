@@ -9,8 +9,8 @@ flash  FlashAttention 2, which PyTorch carries: the same
 sdpa   whatever PyTorch picks for the shape
 math   products and a softmax, which runs everywhere and needs memory for all scores
 
-The package `kernels` is not asked: it fetches programs from the hub and runs them. Nothing but `sdpa` and `math` has
-been run on a GPU yet; a kernel that fails or computes something else at the trial is passed over.
+The package `kernels` is not asked: it fetches programs from the hub and runs them. `fa3` has not been run yet;
+a kernel that fails or computes something else at the trial is passed over.
 """
 
 import importlib

@@ -14,8 +14,6 @@ Which length a text gets depends on its prompt alone, and the first step is a re
 whether or not its graph was there before. Where recording fails the same step is run launch by launch.
 
 Nothing of this is for a CPU: there it is slower than the growing cache, and rounds otherwise in bf16.
-
-Never run on a GPU yet: what is tested is everything but the recorder and the device's attention kernel.
 """
 
 import logging

@@ -11,8 +11,6 @@ replay.
 
 All graphs share one pool of memory, so many take no more than the largest. That is safe because only one runs at a
 time (CUDA has one lane) and nothing in the pool is read after the replay that wrote it.
-
-Never run on a GPU yet: what is tested is everything but `CudaRecorder`.
 """
 
 import logging

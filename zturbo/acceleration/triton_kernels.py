@@ -10,7 +10,8 @@
 The rows that a product reads can leave in 8 bits with their scale (SCHEME "fp8" or "int8"), so that quantizing them
 costs no pass over the memory. Values are computed in fp32 and rounded to the working dtype where the eager form of
 `zturbo.models` rounds them; what differs is the order of a row's sum and the last bit of a quotient, so a result is
-within one unit in the last place and almost always equal. One program computes one row, whatever else is in the batch.
+within one unit in the last place (a gated sum: of what was added) and almost always equal. One program computes one
+row, whatever else is in the batch.
 
 Imported only where Triton is used: on CUDA, and in the tests through its interpreter (TRITON_INTERPRET=1).
 The launchers are in `fused`.
