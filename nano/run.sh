@@ -1,6 +1,6 @@
 #!/bin/sh
 # The whole recipe, from nothing to a model folder: sh nano/run.sh PROFILE [RUN_FOLDER] [OUTPUT_FOLDER]
-# PROFILE is tiny (a rehearsal, a minute), cpu (a small world) or gpu (the full world); see nano/config.py.
+# PROFILE is tiny (a rehearsal, a minute), cpu (a small world) or gpu (a wide one); see nano/config.py.
 # Every step goes on from its checkpoint, so that the same command resumes an interrupted run.
 set -eu
 profile=${1:?usage: sh nano/run.sh tiny|cpu|gpu [RUN_FOLDER] [OUTPUT_FOLDER]}

@@ -503,6 +503,8 @@ INLINE int place_of(int panel, ll out_row) { return (out_row == PANELS * PANEL ?
 #define TILE_ROWS 16
 #define TILE_BYTES 64 /* of a row of operands; 1024 bytes of a panel stand against it */
 enum { SUMS = 3 };    /* tiles of sums at once: as many as hide a product's latency */
+enum { SQUARE = 4 * TILE_ROWS * PANEL, TALLEST = 192 };    /* sums of 32 rows and two panels; rows of squares at once */
+enum { PIECE = 8, DEEPEST = 96, AHEAD = 3 }; /* tiles of k: in the first cache, in the second; 64 bytes read ahead a tile */
 
 static int tiles_allowed;
 #define IN_TILES(kind) (tiles_allowed && ((kind) == BF16 || (kind) == I8))
@@ -596,21 +598,19 @@ static void shape_squares(void) {
     _tile_loadconfig(&s);
 }
 
-/* 32 rows times two panels, of whole tiles: a load for each product, where a panel alone takes four for three. */
-INLINE void multiply_square(const int bf16, const char *const *a, const Tile *t, int size, int whole, void *sums) {
-    const ll row = t->row * size;
-    const char *b = t->panel;
-    ll at = 0;
-    __asm__ volatile("" ::: "memory");
-    _tile_zero(0);
-    _tile_zero(1);
-    _tile_zero(2);
-    _tile_zero(3);
-    for (int k = 0; k < whole; k++, at += TILE_BYTES, b += TILE_BYTES * PANEL) {
+/* 32 rows times two panels, of whole tiles: a load for each product, where a panel alone takes four for three. What is
+ * read next comes nearer meanwhile, from both panels. */
+INLINE void multiply_square(const int bf16, const char *const *a, ll row, const char *b, ll apart, int steps,
+                            const char *ahead) {
+    for (int k = 0; k < steps; k++, b += TILE_BYTES * PANEL) {
+        for (int line = 0; line < AHEAD; line++, ahead += 64) {
+            __builtin_prefetch(ahead, 0, 2);
+            __builtin_prefetch(ahead + apart, 0, 2);
+        }
         _tile_loadd(5, b, TILE_BYTES);
-        _tile_loadd(4, a[0] + at, row);
-        _tile_loadd(6, b + t->apart, TILE_BYTES);
-        _tile_loadd(7, a[1] + at, row);
+        _tile_loadd(4, a[0] + k * TILE_BYTES, row);
+        _tile_loadd(6, b + apart, TILE_BYTES);
+        _tile_loadd(7, a[1] + k * TILE_BYTES, row);
         if (bf16) {
             _tile_dpbf16ps(0, 4, 5);
             _tile_dpbf16ps(1, 4, 6);
@@ -623,53 +623,96 @@ INLINE void multiply_square(const int bf16, const char *const *a, const Tile *t,
             _tile_dpbusd(3, 7, 6);
         }
     }
-    _tile_stored(0, sums, TILE_BYTES);
-    _tile_stored(1, (char *)sums + 1024, TILE_BYTES);
-    _tile_stored(2, (char *)sums + 2048, TILE_BYTES);
-    _tile_stored(3, (char *)sums + 3072, TILE_BYTES);
 }
 
-/* As `rows_in_tiles`, for two panels that lie `apart` and at least 16 rows, after `shape_squares`. */
-static void rows_in_squares(int kind, int rows, const Tile *t, const vi *shift) {
-    const int size = SIZES[kind], bf16 = kind == BF16, whole = t->k * size / TILE_BYTES;
-    for (int r = 0; r < rows; r += 2 * TILE_ROWS) {
-        int32_t sums[4 * TILE_ROWS * PANEL] __attribute__((aligned(64)));
-        const int starts[2] = {min_int(r, rows - TILE_ROWS), min_int(r + TILE_ROWS, rows - TILE_ROWS)};
-        const char *at[2] = {(const char *)t->a + starts[0] * t->row * size, (const char *)t->a + starts[1] * t->row * size};
-        if (bf16) multiply_square(1, at, t, size, whole, sums);
-        else multiply_square(0, at, t, size, whole, sums);
-        for (int i = 0; i < 2; i++)
-            for (int one = r + i * TILE_ROWS; one < starts[i] + TILE_ROWS; one++)
-                for (int v = 0; v < 2; v++) {
-                    const vi sum = *(const vi *)(sums + ((2 * i + v) * TILE_ROWS + one - starts[i]) * PANEL);
-                    put(t, one, v, bf16 ? (vf)sum
-                                        : __builtin_convertvector(sum - shift[v], vf) *
-                                              (t->row_scale[one] * LOAD(t->column_scale + v * PANEL)));
-                }
+/* The square's sums from where they were left, `lines` apart: rows at `upper` and `lower`, panels side by side. */
+INLINE void load_square(const float *upper, const float *lower, ll beside, ll lines) {
+    _tile_loadd(0, upper, lines);
+    _tile_loadd(1, upper + beside, lines);
+    _tile_loadd(2, lower, lines);
+    _tile_loadd(3, lower + beside, lines);
+}
+
+/* As `rows_in_tiles`, for two panels that lie `apart` and 16 to TALLEST rows, after `shape_squares`. A piece of both
+ * panels stays in the first cache for all rows, whose sums wait in memory; `begun`: for the first, in `out`. */
+static void rows_in_squares(int kind, int rows, const Tile *t, const vi *shift, int begun) {
+    const int size = SIZES[kind], bf16 = kind == BF16, whole = t->k * size / TILE_BYTES, squares = (rows + 31) / 32;
+    const ll row = t->row * size;
+    float sums[TALLEST / 32 * SQUARE] __attribute__((aligned(64)));
+    for (int k = 0; k < whole; k += PIECE) {
+        const int steps = min_int(PIECE, whole - k);
+        const char *b = (const char *)t->panel + (ll)k * TILE_BYTES * PANEL;
+        const char *next = k + PIECE < whole ? b + PIECE * TILE_BYTES * PANEL : (const char *)t->panel + 2 * t->apart;
+        for (int i = 0; i < squares; i++) {
+            const int starts[2] = {min_int(32 * i, rows - TILE_ROWS), min_int(32 * i + TILE_ROWS, rows - TILE_ROWS)};
+            const char *from = (const char *)t->a + k * TILE_BYTES, *at[2] = {from + starts[0] * row, from + starts[1] * row};
+            float *own = sums + i * SQUARE;
+            __asm__ volatile("" ::: "memory");
+            if (k) load_square(own, own + SQUARE / 2, SQUARE / 4, TILE_BYTES);
+            else if (begun) load_square(t->out + starts[0] * t->out_row, t->out + starts[1] * t->out_row, PANEL, 4 * t->out_row);
+            else {
+                _tile_zero(0);
+                _tile_zero(1);
+                _tile_zero(2);
+                _tile_zero(3);
+            }
+            if (bf16) multiply_square(1, at, row, b, t->apart, steps, next + (ll)i * steps * AHEAD * 64);
+            else multiply_square(0, at, row, b, t->apart, steps, next + (ll)i * steps * AHEAD * 64);
+            _tile_stored(0, own, TILE_BYTES);
+            _tile_stored(1, own + SQUARE / 4, TILE_BYTES);
+            _tile_stored(2, own + SQUARE / 2, TILE_BYTES);
+            _tile_stored(3, own + SQUARE / 4 * 3, TILE_BYTES);
+        }
+    }
+    for (int one = 0; one < rows; one++) {
+        const int half = one / TILE_ROWS, start = min_int(half * TILE_ROWS, rows - TILE_ROWS);
+        for (int v = 0; v < 2; v++) {
+            const vi sum = *(const vi *)(sums + (2 * half + v) * (SQUARE / 4) + (one - start) * PANEL);
+            put(t, one, v, bf16 ? (vf)sum
+                                : __builtin_convertvector(sum - shift[v], vf) *
+                                      (t->row_scale[one] * LOAD(t->column_scale + v * PANEL)));
+        }
     }
 }
 
-/* As `product`, for bf16 and 8 bits. */
+/* Two panels of `product_in_tiles`, from tile `first` of k on, `tiles` of them. */
+static void panels_in_squares(int kind, int rows, Tile t, const vi *shift, int first, int tiles) {
+    t.a = (const char *)t.a + first * TILE_BYTES;
+    t.panel = (const char *)t.panel + (ll)first * TILE_BYTES * PANEL;
+    t.k = tiles * TILE_BYTES / SIZES[kind];
+    for (int left = rows, now; left > 0; left -= now) { /* never less than a tile of rows at the end */
+        now = left <= TALLEST ? left : left < TALLEST + TILE_ROWS ? TALLEST - TILE_ROWS : TALLEST;
+        rows_in_squares(kind, now, &t, shift, first > 0);
+        t.a = (const char *)t.a + now * t.row * SIZES[kind];
+        t.out += now * t.out_row;
+        t.row_scale += t.row_scale ? now : 0;
+    }
+}
+
+/* As `product`, for bf16 and 8 bits. Long rows of bf16 in passes over all panels, so that rows stay in the second cache. */
 static void product_in_tiles(const Weights *w, const void *a, ll row, const float *row_scale, int rows, float *out,
                              ll out_row, After after, void *context) {
     const int size = SIZES[w->kind], squares = rows > TILE_ROWS && w->count % 2 == 0 && w->k * size % TILE_BYTES == 0;
-    const int panels = squares ? 2 : 1;
+    const int panels = squares ? 2 : 1, whole = w->k * size / TILE_BYTES;
+    const int passes = squares && w->kind == BF16 && !after ? (whole + DEEPEST - 1) / DEEPEST : 1;
+    const int deep = passes > 1 ? (whole + passes - 1) / passes : w->k;
     if (squares) shape_squares();
     else shape_tiles(min_int(TILE_ROWS, rows), w->k * size % TILE_BYTES);
-    for (int panel = 0; panel < w->count; panel += panels) {
-        Tile t = {.a = a, .row = row, .segments = 1, .k = w->k, .row_scale = row_scale, .out_row = out_row};
-        vi shift[2] = {};
-        t.apart = (ll)w->k * PANEL * size;
-        t.panel = (const char *)w->panels + panel * t.apart;
-        t.out = out + place_of(panel, out_row);
-        if (w->scales) t.column_scale = w->scales + panel * PANEL;
-        for (int first = 0; w->kind == I8 && first < w->k; first += LONG_KC) /* rows were stored + 128 */
-            for (int i = 0; i < panels; i++)
-                shift[i] += *(const vi *)(w->sums + ((ll)(first / LONG_KC) * w->count + panel + i) * PANEL) * 128;
-        if (squares) rows_in_squares(w->kind, rows, &t, shift);
-        else rows_in_tiles(w->kind, rows, &t, *shift);
-        for (int i = 0; after && i < panels; i++) after(context, panel + i);
-    }
+    for (int first = 0; first == 0 || first < whole; first += deep)
+        for (int panel = 0; panel < w->count; panel += panels) {
+            Tile t = {.a = a, .row = row, .segments = 1, .k = w->k, .row_scale = row_scale, .out_row = out_row};
+            vi shift[2] = {};
+            t.apart = (ll)w->k * PANEL * size;
+            t.panel = (const char *)w->panels + panel * t.apart;
+            t.out = out + place_of(panel, out_row);
+            if (w->scales) t.column_scale = w->scales + panel * PANEL;
+            for (int part = 0; w->kind == I8 && part < w->k; part += LONG_KC) /* rows were stored + 128 */
+                for (int i = 0; i < panels; i++)
+                    shift[i] += *(const vi *)(w->sums + ((ll)(part / LONG_KC) * w->count + panel + i) * PANEL) * 128;
+            if (squares) panels_in_squares(w->kind, rows, t, shift, first, min_int(deep, whole - first));
+            else rows_in_tiles(w->kind, rows, &t, *shift);
+            for (int i = 0; after && i < panels; i++) after(context, panel + i);
+        }
     _tile_release();
 }
 #else
@@ -936,7 +979,9 @@ static void silu_panel(void *context, int panel) {
 }
 
 /* Gates are needed few panels at a time where a panel is finished in one pass. */
-static int gates_width(const Block *b) { return (b->w13.k <= PASSES[b->w13.kind] ? PANELS : b->w13.count) * PANEL; }
+static int gates_width(const Block *b) {
+    return (IN_TILES(b->w13.kind) || b->w13.k <= PASSES[b->w13.kind] ? PANELS : b->w13.count) * PANEL;
+}
 
 /* All that follows attention, for some rows: out-projection, norm, gate, residual; feed-forward likewise. */
 static void finish_rows(void *context, int index, int slot) {
@@ -990,7 +1035,7 @@ static int rows_of_task(int rows, int most, int threads, int step) {
 int zt_block(const Block *b) {
     const int threads = b->threads < 1 ? 1 : min_int(b->threads, MOST_WORKERS + 1), tiles = IN_TILES(b->qkv.kind);
     Plan p = {.b = b, .wide = (int)round_up(b->head, PANEL), .slots = (int)round_up(b->slots, PANEL), .threads = threads};
-    const int most_rows = b->dim <= 512 && !tiles ? 24 : b->dim <= 1024 ? 48 : tiles ? 272 : 144;
+    const int most_rows = b->dim <= 512 && !tiles ? 24 : b->dim <= 1024 ? 48 : tiles ? 176 : 144;
     p.rows_at_once = rows_of_task(b->slots, most_rows, threads, tiles ? 16 : MR);
     p.kind = attention_kind(b->qkv.kind);
     p.queries = IN_TILES(p.kind) ? (p.slots <= 2048 ? 48 : 16) : p.slots <= 2048 ? 24 : 12;
