@@ -14,7 +14,20 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from nano import distill, evaluate, export, language, latents, moments, sheet, tokenizer, training, transformer, vae
+from nano import (
+    distill,
+    evaluate,
+    export,
+    language,
+    latents,
+    moments,
+    refit,
+    sheet,
+    tokenizer,
+    training,
+    transformer,
+    vae,
+)
 from nano.adopt import adopt
 from nano.captions import EXPAND_INSTRUCTION, STAGES, expanded_caption
 from nano.config import CPU, GPU, PROFILES, TINY, Distillation, Folders, Profile
@@ -28,6 +41,7 @@ from zturbo.engine.sampling import sigmas
 from zturbo.engine.tokenizer import chat_prompt
 from zturbo.models.attention import sdpa
 from zturbo.models.transformer import ZImageTransformer, patchify
+from zturbo.models.vae import AutoencoderKL
 
 PLAN = cast(Distillation, TINY.distillation)
 
@@ -227,6 +241,56 @@ def test_the_minutes_are_those_of_all_stages(run: Folders, tmp_path: Path) -> No
     assert trainer.next_stage()
     given.append(trainer.run.minutes)
     assert given == [6.0, 4.0]  # three steps and two
+
+
+def _autoencoder(seed: int) -> AutoencoderKL:
+    """Its encoder written down from samples of its own; a decoder of random weights."""
+    torch.manual_seed(seed)
+    model = vae.build(TINY.vae)
+    moments.write_encoder(model, Crops(TINY.world, 64, 4)(np.random.default_rng(seed)).float() / 127.5 - 1)
+    for block in model.decoder.modules():
+        if isinstance(block, torch.nn.Conv2d):
+            torch.nn.init.normal_(block.weight, std=0.05)
+    return model.cpu().eval()
+
+
+@torch.no_grad()
+def test_a_decoder_of_another_run_reads_the_own_encoder() -> None:
+    own, other = _autoencoder(1), _autoencoder(2)
+    images = Crops(TINY.world, 256, 2)(np.random.default_rng(3)).float() / 127.5 - 1
+    means, expected = own.encode(images)[0], other.decode(other.encode(images)[0])
+    before = own.decode(means)
+    refit.refit(own, other)
+    inside = (..., slice(96, 160), slice(96, 160))  # the border's zeros are other numbers in other scales
+    spread = float(expected[inside].std())
+    assert float((own.decode(means)[inside] - expected[inside]).abs().mean()) < 0.05 * spread
+    assert float((before[inside] - expected[inside]).abs().mean()) > 0.5 * spread
+
+
+def test_only_a_decoder_of_the_same_moments_is_taken(run: Folders, tmp_path: Path) -> None:
+    folders = _copied(run, tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.pt: no autoencoder"):
+        refit.refit_run(TINY, folders, tmp_path / "nowhere.pt")
+    state = torch.load(run.vae, weights_only=True)
+    colours = state["average"]["encoder.conv_in.weight"]
+    colours[:2] = colours[:2].flip(0)  # brightness and a colour in each other's place
+    torch.save(state, tmp_path / "other.pt")
+    with pytest.raises(ValueError, match="the encoders differ by"):
+        refit.refit_run(TINY, folders, tmp_path / "other.pt")
+
+
+def test_a_run_with_another_decoder_goes_on(run: Folders, tmp_path: Path) -> None:
+    folders = _copied(run, tmp_path)
+    before = torch.load(run.vae, weights_only=True)
+    folders.vae.unlink()
+    torch.save(before, folders.vae)
+    refit.refit_run(TINY, folders, run.vae)
+    after = torch.load(folders.vae, weights_only=True)
+    assert after["scaling"] == before["scaling"]
+    for name, weight in before["average"].items():
+        assert torch.allclose(after["average"][name], weight, rtol=1e-3, atol=1e-4), name
+    vae.train(replace(TINY, vae_steps=before["step"] + 1), folders, minutes=1)
+    assert torch.load(folders.vae, weights_only=True)["step"] == before["step"] + 1
 
 
 def test_muon_turns_convolutions_in_place() -> None:
