@@ -6,6 +6,7 @@ Everything takes some ten minutes, most of it in `http` and `diffusers`; --part 
 process of its own: what one breaks on the device, or keeps of its memory, is none of the next one's business.
 
 denoise     8 forwards at the 6B's shapes with random weights: each level, each size
+products    a block's four wide products alone, in bf16, int8 and fp8, rows quantized before
 waterfall   the passes one on top of the other: seconds, memory, distance of one forward from plain eager
 parity      the tests that need a device: bf16 beside diffusers, kernels beside eager arithmetic, graphs, attention
 companions  text encoder and VAE at their published shapes
@@ -30,6 +31,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from http.client import HTTPException
 from pathlib import Path
 from statistics import median
@@ -54,7 +56,7 @@ if TYPE_CHECKING:
     from zturbo.engine.pipeline import Pipeline
     from zturbo.engine.writing import Writer
 
-PARTS = ("denoise", "waterfall", "parity", "companions", "expansion", "pictures", "http", "diffusers")
+PARTS = ("denoise", "products", "waterfall", "parity", "companions", "expansion", "pictures", "http", "diffusers")
 PARITY_TIMEOUT_S = 400
 START_TIMEOUT_S = 120
 NEEDED_BY_TESTS = ("diffusers", "transformers", "pytest", "hypothesis")
@@ -185,6 +187,38 @@ def denoise_rows(bench: Bench) -> Iterator[Row]:
                    "left out": "; ".join(f"{one}: {reason}" for one, reason in level.left_out.items()),
                    "seconds": taken, "share of matrix rate": bench.share(size, taken),
                    "peak GiB": bench.peak()}  # fmt: skip
+
+
+@torch.inference_mode()
+def product_rows(bench: Bench) -> Iterator[Row]:
+    """The wide products of a transformer block at the rows of the smallest and the largest size, captions included."""
+    from zturbo.acceleration.fused import product, quantize
+    from zturbo.acceleration.quantize import QuantizedLinear, Scheme
+
+    shape = bench.shapes.transformer
+    dim, hidden = shape.dim, shape.hidden_dim
+    schemes: tuple[Scheme, ...] = ("int8", "fp8") if bench.machine.fp8 or bench.device.type == "cpu" else ("int8",)
+    for width, height in dict.fromkeys((bench.shapes.sizes[0], bench.shapes.sizes[-1])):
+        tokens = width * height // (bench.shapes.vae.factor * shape.patch_size) ** 2 + bench.shapes.caption_tokens
+        for inner, outer in ((dim, 3 * dim), (dim, dim), (dim, 2 * hidden), (hidden, dim)):
+            rows = torch.randn(1, tokens, inner, device=bench.device, dtype=torch.bfloat16)
+            weight = torch.randn(outer, inner, device=bench.device, dtype=torch.bfloat16) * inner**-0.5
+            row: Row = {"size": _of((width, height)), "rows": tokens, "product": f"{inner} to {outer}"}
+            taken = _stretch(partial(torch.nn.functional.linear, rows, weight), bench)
+            row["bf16, TFLOP/s"] = 2 * tokens * inner * outer / taken / 1e12
+            for scheme in schemes:
+                layer = QuantizedLinear(inner, outer, scheme, bench.device)
+                layer.load_rows(0, weight)
+                short = _stretch(partial(product, layer, quantize(rows, scheme)), bench)
+                row |= {f"{scheme}, TFLOP/s": row["bf16, TFLOP/s"] * taken / short, f"{scheme}, gain": taken / short}
+            yield row
+
+
+def _stretch(work: Callable[[], torch.Tensor], bench: Bench) -> float:
+    """Seconds of some work: on a GPU one launched right after the other, as in a forward."""
+    from zturbo.acceleration.cuda import device_seconds
+
+    return device_seconds(work) if bench.device.type == "cuda" else seconds(work, bench.device, bench.shapes.rounds)
 
 
 def waterfall_rows(bench: Bench) -> Iterator[Row]:
@@ -461,6 +495,7 @@ def _of(size: tuple[int, int]) -> str:
 
 ROWS: dict[str, Callable[[Bench], Iterator[Row]]] = {
     "denoise": denoise_rows,
+    "products": product_rows,
     "waterfall": waterfall_rows,
     "companions": companion_rows,
     "expansion": expansion_rows,

@@ -56,6 +56,12 @@ def test_gpu_denoise(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert all(row["seconds"] > 0 for row in rows)
 
 
+def test_gpu_products(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = gpu_part("products", results, monkeypatch)
+    assert [row["product"] for row in rows] == ["128 to 384", "128 to 128", "128 to 682", "341 to 128"]
+    assert all(row["int8, gain"] > 0 and row["fp8, TFLOP/s"] > 0 for row in rows)
+
+
 def test_gpu_waterfall(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = gpu_part("waterfall", results, monkeypatch)
     distances = {row["pass"].partition(":")[0]: row["distance of a forward"] for row in rows}
