@@ -20,6 +20,8 @@ SHIFT = 4  # fractional bits of the coordinates given to OpenCV
 
 STYLES = ("flat", "watercolour", "pixel art", "line drawing", "neon")
 
+cv2.setNumThreads(1)  # a process that was forked from one with OpenCV's threads waits for them for ever
+
 
 def mix(a: RGB, b: RGB, share: float) -> RGB:
     """`a` with `share` (0 to 1) of `b`."""

@@ -6,7 +6,6 @@ Drawing costs 5 to 30 ms per picture, so that a GPU waits for it unless many pro
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 from torch import Tensor
@@ -26,7 +25,6 @@ class Stream(IterableDataset[Any]):
         self.make, self.seed = make, seed
 
     def __iter__(self) -> Iterator[Any]:
-        cv2.setNumThreads(1)
         worker = get_worker_info()
         rng = np.random.default_rng((self.seed, worker.id if worker else 0))
         while True:

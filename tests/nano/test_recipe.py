@@ -31,7 +31,7 @@ from nano import (
 from nano.adopt import adopt
 from nano.captions import EXPAND_INSTRUCTION, STAGES, expanded_caption
 from nano.config import CPU, GPU, PROFILES, TINY, Distillation, Folders, Profile
-from nano.drawing import Crops
+from nano.drawing import Crops, stream
 from nano.evaluate import Answered, Verdict, answers, compare, paraphrases, plain_prompt, unseen, variety
 from nano.muon import Muon
 from nano.picture import draw
@@ -217,6 +217,12 @@ def test_the_encoder_computes_moments() -> None:
     encode = latents.Encoder.of(model, scaling=2.0, shift=0.25)  # what drawing processes do, from bytes
     drawn = encode(((images + 1) * 127.5).round().to(torch.uint8)).float()
     assert float((drawn - (slow - 0.25) * 2.0).abs().max()) < 0.05 * float(slow.std())
+
+
+def test_a_process_that_has_drawn_can_have_drawing_processes() -> None:
+    assert cv2.getNumThreads() == 1
+    draw(sample_scene(TINY.world, np.random.default_rng(0)), 2048, 2048)
+    assert next(stream(Crops(TINY.world, 64), 1, 1, 0)).shape == (1, 2, 3, 64, 64)
 
 
 def test_training_takes_the_sizes_that_are_drawn_already(
