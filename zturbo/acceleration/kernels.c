@@ -675,26 +675,12 @@ static void rows_in_squares(int kind, int rows, const Tile *t, const vi *shift, 
     }
 }
 
-/* Two panels of `product_in_tiles`, from tile `first` of k on, `tiles` of them. */
-static void panels_in_squares(int kind, int rows, Tile t, const vi *shift, int first, int tiles) {
-    t.a = (const char *)t.a + first * TILE_BYTES;
-    t.panel = (const char *)t.panel + (ll)first * TILE_BYTES * PANEL;
-    t.k = tiles * TILE_BYTES / SIZES[kind];
-    for (int left = rows, now; left > 0; left -= now) { /* never less than a tile of rows at the end */
-        now = left <= TALLEST ? left : left < TALLEST + TILE_ROWS ? TALLEST - TILE_ROWS : TALLEST;
-        rows_in_squares(kind, now, &t, shift, first > 0);
-        t.a = (const char *)t.a + now * t.row * SIZES[kind];
-        t.out += now * t.out_row;
-        t.row_scale += t.row_scale ? now : 0;
-    }
-}
-
 /* As `product`, for bf16 and 8 bits. Long rows of bf16 in passes over all panels, so that rows stay in the second cache. */
 static void product_in_tiles(const Weights *w, const void *a, ll row, const float *row_scale, int rows, float *out,
                              ll out_row, After after, void *context) {
-    const int size = SIZES[w->kind], squares = rows > TILE_ROWS && w->count % 2 == 0 && w->k * size % TILE_BYTES == 0;
-    const int panels = squares ? 2 : 1, whole = w->k * size / TILE_BYTES;
-    const int passes = squares && w->kind == BF16 && !after ? (whole + DEEPEST - 1) / DEEPEST : 1;
+    const int size = SIZES[w->kind], whole = w->k * size / TILE_BYTES;
+    const int squares = rows > TILE_ROWS && rows <= TALLEST && w->count % 2 == 0 && w->k * size % TILE_BYTES == 0;
+    const int panels = squares ? 2 : 1, passes = squares && w->kind == BF16 && !after ? (whole + DEEPEST - 1) / DEEPEST : 1;
     const int deep = passes > 1 ? (whole + passes - 1) / passes : w->k;
     if (squares) shape_squares();
     else shape_tiles(min_int(TILE_ROWS, rows), w->k * size % TILE_BYTES);
@@ -709,8 +695,12 @@ static void product_in_tiles(const Weights *w, const void *a, ll row, const floa
             for (int part = 0; w->kind == I8 && part < w->k; part += LONG_KC) /* rows were stored + 128 */
                 for (int i = 0; i < panels; i++)
                     shift[i] += *(const vi *)(w->sums + ((ll)(part / LONG_KC) * w->count + panel + i) * PANEL) * 128;
-            if (squares) panels_in_squares(w->kind, rows, t, shift, first, min_int(deep, whole - first));
-            else rows_in_tiles(w->kind, rows, &t, *shift);
+            if (squares) {
+                t.a = (const char *)a + first * TILE_BYTES;
+                t.panel = (const char *)t.panel + (ll)first * TILE_BYTES * PANEL;
+                t.k = min_int(deep, whole - first) * TILE_BYTES / size;
+                rows_in_squares(w->kind, rows, &t, shift, first > 0);
+            } else rows_in_tiles(w->kind, rows, &t, *shift);
             for (int i = 0; after && i < panels; i++) after(context, panel + i);
         }
     _tile_release();
@@ -1035,7 +1025,7 @@ static int rows_of_task(int rows, int most, int threads, int step) {
 int zt_block(const Block *b) {
     const int threads = b->threads < 1 ? 1 : min_int(b->threads, MOST_WORKERS + 1), tiles = IN_TILES(b->qkv.kind);
     Plan p = {.b = b, .wide = (int)round_up(b->head, PANEL), .slots = (int)round_up(b->slots, PANEL), .threads = threads};
-    const int most_rows = b->dim <= 512 && !tiles ? 24 : b->dim <= 1024 ? 48 : tiles ? 176 : 144;
+    const int most_rows = b->dim <= 512 && !tiles ? 24 : b->dim <= 1024 ? 48 : tiles ? 176 : 144; /* 176: see docs/log.md */
     p.rows_at_once = rows_of_task(b->slots, most_rows, threads, tiles ? 16 : MR);
     p.kind = attention_kind(b->qkv.kind);
     p.queries = IN_TILES(p.kind) ? (p.slots <= 2048 ? 48 : 16) : p.slots <= 2048 ? 24 : 12;
