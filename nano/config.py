@@ -66,6 +66,19 @@ class Distillation:
 
 
 @dataclass(frozen=True)
+class Finish:
+    """How the decoder learns to draw from what the transformer draws.
+
+    crops: of each drawing of a step's scene.
+    rate: of the learning rates of training.
+    """
+
+    steps: int
+    crops: int
+    rate: float
+
+
+@dataclass(frozen=True)
 class LanguageShape:
     """Qwen3 in small."""
 
@@ -117,6 +130,10 @@ class Profile:
     stages: tuple[Stage, ...]
     judge_steps: int
     distillation: Distillation | None = None
+    finish: Finish | None = None  # of the decoder
+    compiled: bool = (
+        False  # the transformer's blocks, for training: takes minutes, and a compiler (C++; on CUDA Triton)
+    )
     practice: World | None = None  # what the transformer's pictures are drawn from, where that is not `world`
     drawings: int = 1  # of each scene in the cache; noise is paired with the nearest
     captions_per_scene: int = 8
@@ -199,6 +216,7 @@ CPU = Profile(
     distillation=Distillation(
         steps=1000, guidance=2.25, weaker_self=True, substeps=1, tokens_per_batch=3072, rate=0.25
     ),
+    finish=Finish(steps=4000, crops=4, rate=0.3),
     practice=PRACTICE,
     drawings=4,
     captions_per_scene=24,
@@ -254,6 +272,8 @@ GPU = Profile(
     distillation=Distillation(
         steps=500, guidance=1.5, weaker_self=True, substeps=1, tokens_per_batch=32 * 1024, rate=0.25
     ),
+    finish=Finish(steps=2000, crops=16, rate=0.3),
+    compiled=True,
     practice=WIDE_PRACTICE,
     drawings=4,
     captions_per_scene=12,
@@ -280,6 +300,7 @@ TINY = Profile(
     distillation=Distillation(
         steps=2, guidance=1.0, weaker_self=True, substeps=2, tokens_per_batch=256, rate=0.25, share=0.5
     ),
+    finish=Finish(steps=2, crops=1, rate=0.3),
     drawings=2,
     captions_per_scene=2,
 )
@@ -298,6 +319,7 @@ class Folders:
     latents: Path = field(init=False)
     transformer: Path = field(init=False)
     distillation: Path = field(init=False)
+    decoder: Path = field(init=False)
 
     def __post_init__(self) -> None:
         for name, where in (
@@ -307,5 +329,6 @@ class Folders:
             ("latents", "latents"),
             ("transformer", "transformer.pt"),
             ("distillation", "distillation.pt"),
+            ("decoder", "decoder.pt"),
         ):
             object.__setattr__(self, name, self.root / where)

@@ -21,7 +21,7 @@ from nano import parallel
 from nano.config import Distillation, Folders, Profile
 from nano.language import load as load_language
 from nano.latents import Batch, Cache, caches, chosen_drawing
-from nano.sheet import save_sheet
+from nano.sheet import SHIFT, save_sheet
 from nano.training import (
     Average,
     Optimizers,
@@ -35,7 +35,17 @@ from nano.training import (
     save,
     working_dtype,
 )
-from nano.transformer import ANYWHERE, SHIFT, VISITED, build, compiled, empty_prompt, stage_file, token_weights
+from nano.transformer import (
+    ANYWHERE,
+    VISITED,
+    asked_to_compile,
+    build,
+    compile_flag,
+    compiled,
+    empty_prompt,
+    stage_file,
+    token_weights,
+)
 from zturbo.engine.sampling import sigmas
 from zturbo.models.text_encoder import Qwen3
 from zturbo.models.transformer import ZImageTransformer, patchify
@@ -240,10 +250,10 @@ def _average(path: Path) -> dict[str, Tensor]:
 def main() -> None:
     parser: argparse.ArgumentParser = arguments("distil the transformer to eight steps without guidance")
     parser.add_argument("--weak", type=Path, help="checkpoint (.pt) of the weaker self that guidance leads away from")
-    parser.add_argument("--compile", action="store_true", help="compile the blocks, as in training")
+    compile_flag(parser)
     parsed = parser.parse_args()
     profile, folders = opened(parsed)
-    distill(profile, folders, parsed.minutes, parsed.weak, parsed.compile)
+    distill(profile, folders, parsed.minutes, parsed.weak, asked_to_compile(parsed, profile))
 
 
 if __name__ == "__main__":

@@ -18,10 +18,10 @@ from torch import Tensor, nn
 import zturbo
 from nano.config import Folders, Profile
 from nano.language import config_of
-from nano.sheet import load_painter
+from nano.sheet import SHIFT, load_painter
 from nano.tokenizer import TOKENIZER_CONFIG
 from nano.training import arguments, opened
-from nano.transformer import SHIFT, transformer_config
+from nano.transformer import transformer_config
 from nano.vae import vae_config
 from zturbo.weights.names import NameTable, text_encoder_names, transformer_names, vae_names
 

@@ -14,5 +14,6 @@ $python -m nano.vae --profile "$profile" --folder "$folder"
 $python -m nano.latents --profile "$profile" --folder "$folder"
 $python -m nano.transformer --profile "$profile" --folder "$folder"
 $python -m nano.distill --profile "$profile" --folder "$folder"
+$python -m nano.decoder --profile "$profile" --folder "$folder"
 $python -m nano.export --profile "$profile" --folder "$folder" --output "$output" --card nano/card.md
 $python -m nano.evaluate --profile "$profile" --folder "$folder" --output "$folder/figures"

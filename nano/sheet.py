@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
+from torch import Tensor
 
 from nano.captions import SEED_PROMPT
 from nano.config import Folders, Profile
@@ -24,6 +25,7 @@ from zturbo.models.text_encoder import Qwen3
 from zturbo.models.transformer import ZImageTransformer
 from zturbo.models.vae import AutoencoderKL, to_pixels
 
+SHIFT = 3.0  # of the schedule
 SHEET_PROMPTS: tuple[tuple[str, int, int], ...] = (
     (SEED_PROMPT, 1440, 512),
     ("a red car on the left and a yellow house on the right in a meadow", 512, 512),
@@ -59,17 +61,22 @@ class Painter:
     @torch.no_grad()
     def __call__(self, prompt: str, width: int, height: int, seed: int = 0, steps: int = 8) -> NDArray[np.uint8]:
         """One picture (H,W,3) uint8."""
-        ids = torch.tensor([self.tokenizer.encode(chat_prompt(prompt)).ids], device=device())
-        caption = self.transformer.embed_caption(self.language.encode(ids))
-        levels = sigmas(steps, 3.0).to(device())
-        modulation = self.transformer.modulation(1 - levels[:-1])
+        ids = torch.tensor(self.tokenizer.encode(chat_prompt(prompt)).ids, device=device())
         latents = noise(seed, self.vae.config.latent_channels, height // 16, width // 16).to(device())
+        latents = self.denoised(latents, ids, sigmas(steps, SHIFT).to(device()))
+        image = self.vae.decode((latents / self.scaling + self.shift).to(working_dtype()))
+        return to_pixels(image)[0].cpu().numpy()
+
+    @torch.no_grad()
+    def denoised(self, latents: Tensor, ids: Tensor, levels: Tensor) -> Tensor:
+        """Latents (B,C,h,w) fp32 at the first of these noise levels, taken to the last, for a prompt of ids (L,)."""
+        caption = self.transformer.embed_caption(self.language.encode(ids[None])).expand(len(latents), -1, -1)
+        modulation = self.transformer.modulation(1 - levels[:-1])
         for step in denoise(
             lambda x, i: self.transformer(x.to(working_dtype()), caption, modulation[i]), latents, levels
         ):
             latents = step.latents
-        image = self.vae.decode((latents / self.scaling + self.shift).to(working_dtype()))
-        return to_pixels(image)[0].cpu().numpy()
+        return latents
 
 
 def load_painter(profile: Profile, folders: Folders, transformer: ZImageTransformer | None = None) -> Painter:

@@ -79,9 +79,14 @@ class Shadow(Generic[Model]):
 
     def hand_back(self) -> None:
         """Move the gradients to the fp32 weights."""
-        for ours, theirs in zip(self.model.parameters(), self.master.parameters(), strict=True):
-            theirs.grad = None if ours.grad is None else ours.grad.float()
-            ours.grad = None
+        pairs = zip(self.model.parameters(), self.master.parameters(), strict=True)
+        given = [(theirs, ours.grad) for ours, theirs in pairs if ours.grad is not None]
+        gradients = [torch.empty_like(theirs) for theirs, _ in given]
+        torch._foreach_copy_(gradients, [gradient for _, gradient in given])
+        self.master.zero_grad(set_to_none=True)
+        for (theirs, _), gradient in zip(given, gradients, strict=True):
+            theirs.grad = gradient
+        self.model.zero_grad(set_to_none=True)
 
 
 def cosine(progress: float, floor: float = 0.0, warmup: float = 0.02) -> float:

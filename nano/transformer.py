@@ -29,7 +29,7 @@ from nano import parallel
 from nano.config import Folders, Profile, Stage, TransformerShape
 from nano.language import load as load_language
 from nano.latents import FIRST_THING, Batch, Cache, caches, chosen_drawing
-from nano.sheet import save_sheet
+from nano.sheet import SHIFT, save_sheet
 from nano.training import (
     Average,
     Optimizers,
@@ -51,7 +51,6 @@ from zturbo.models.configs import TransformerConfig
 from zturbo.models.text_encoder import Qwen3
 from zturbo.models.transformer import Block, ZImageTransformer, patchify
 
-SHIFT = 3.0
 LAYOUT_WEIGHT = 0.2
 LAYOUT_BLOCK = 2  # index of the block whose output the auxiliary head reads
 EMPTY_SHARE = 0.1  # of the steps have the empty prompt, where guidance will be distilled
@@ -362,15 +361,28 @@ def train(profile: Profile, folders: Folders, minutes: float, last_stage: int, c
         sheet_at = profile.sheet_every_s
 
 
+def compile_flag(parser: argparse.ArgumentParser) -> None:
+    """Let the command line decide what the profile says about compiling."""
+    parser.add_argument(
+        "--compile",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="compile the blocks: minutes at first, and a compiler; where neither is given, as the profile says",
+    )
+
+
+def asked_to_compile(parsed: argparse.Namespace, profile: Profile) -> bool:
+    """What the command line says, else the profile."""
+    return profile.compiled if parsed.compile is None else bool(parsed.compile)
+
+
 def main() -> None:
     parser: argparse.ArgumentParser = arguments("train the transformer")
     parser.add_argument("--last-stage", type=int, default=99, help="stop after this stage, counted from 0")
-    parser.add_argument(
-        "--compile", action="store_true", help="compile the blocks; takes minutes at first and a C++ compiler"
-    )
+    compile_flag(parser)
     parsed = parser.parse_args()
     profile, folders = opened(parsed)
-    train(profile, folders, parsed.minutes, parsed.last_stage, parsed.compile)
+    train(profile, folders, parsed.minutes, parsed.last_stage, asked_to_compile(parsed, profile))
 
 
 if __name__ == "__main__":

@@ -86,11 +86,16 @@ def pyramid_loss(drawn: Tensor, target: Tensor) -> Tensor:
 
 def losses(model: AutoencoderKL, images: Tensor, scaling: float) -> tuple[Tensor, Tensor]:
     """Mean absolute error and edge error of a batch (B,3,H,W) in [-1,1], drawn from slightly wrong latents."""
+    with torch.no_grad(), half_precision():
+        mean = model.encode(images)[0].float()
+        wrong = LATENT_NOISE / scaling * torch.rand(len(mean), 1, 1, 1, device=mean.device) ** 2
+    return errors(model, mean + wrong * torch.randn_like(mean), images)
+
+
+def errors(model: AutoencoderKL, latents: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean absolute error and edge error of latents (B,C,h,w), in the decoder's scale, of a batch (B,3,H,W)."""
     with half_precision():
-        with torch.no_grad():
-            mean = model.encode(images)[0].float()
-            wrong = LATENT_NOISE / scaling * torch.rand(len(mean), 1, 1, 1, device=mean.device) ** 2
-        drawn = model.decode(mean + wrong * torch.randn_like(mean)).float()
+        drawn = model.decode(latents).float()
     if drawn.requires_grad:  # the pyramid's gradients come in another memory layout, which slows every convolution
         drawn.register_hook(lambda gradient: gradient.contiguous(memory_format=torch.channels_last))
     return (drawn - images).abs().mean(), pyramid_loss(drawn, images)
@@ -113,19 +118,23 @@ def start(profile: Profile, source: Iterator[Tensor]) -> tuple[AutoencoderKL, fl
     return model, 1.0 / float(latents.std()), float(latents.mean())
 
 
-def optimizers(model: AutoencoderKL) -> Optimizers:
-    """Of the decoder; the encoder stays as it is written."""
-    return Optimizers(model.decoder.named_parameters(), muon=("blocks", "mid_block"), lr=3e-3, muon_lr=0.01)
+def optimizers(model: AutoencoderKL, rate: float = 1.0) -> Optimizers:
+    """Of the decoder, at a share of the learning rates; the encoder stays as it is written."""
+    rates = {"lr": 3e-3 * rate, "muon_lr": 0.01 * rate}
+    return Optimizers(model.decoder.named_parameters(), muon=("blocks", "mid_block"), **rates)
 
 
 def train(profile: Profile, folders: Folders, minutes: float) -> None:
-    """Train, or go on training, to the profile's number of steps."""
+    """Train, or go on training, to the profile's number of steps; a decoder that was finished is left as it is."""
+    state = restored(folders.vae)
+    if state and state.get("finished"):
+        return
     source = batches(profile)
     model, scaling, shift = start(profile, source)
     model.encoder.requires_grad_(False)
     average, optimizer = Average(model, horizon=200), optimizers(model)
     run = Run("vae", profile.vae_steps, minutes, profile.checkpoint_every_s)
-    if state := restored(folders.vae):
+    if state:
         model.load_state_dict(state["model"])
         average.model.load_state_dict(state["average"])
         average.steps, scaling, shift = state["step"], state["scaling"], state["shift"]

@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from nano import (
+    decoder,
     distill,
     evaluate,
     export,
@@ -30,7 +31,7 @@ from nano import (
 )
 from nano.adopt import adopt
 from nano.captions import EXPAND_INSTRUCTION, STAGES, expanded_caption
-from nano.config import CPU, GPU, PROFILES, TINY, Distillation, Folders, Profile
+from nano.config import CPU, GPU, PROFILES, TINY, Distillation, Finish, Folders, Profile
 from nano.drawing import Crops, stream
 from nano.evaluate import Answered, Verdict, answers, compare, paraphrases, plain_prompt, unseen, variety
 from nano.muon import Muon
@@ -44,6 +45,7 @@ from zturbo.models.transformer import ZImageTransformer, patchify
 from zturbo.models.vae import AutoencoderKL
 
 PLAN = cast(Distillation, TINY.distillation)
+FINISH = cast(Finish, TINY.finish)
 
 
 @pytest.fixture(scope="module")
@@ -114,6 +116,28 @@ def test_a_step_has_as_many_pictures_as_its_tokens_allow(run: Folders, monkeypat
     distill.Distiller(TINY, run, 1, PLAN, trained, weak).step(cache, 0.5)
     transformer.Trainer(TINY, run, minutes=1).step(cache, TINY.stages[-1])
     assert counts == [PLAN.tokens_per_batch // 64, TINY.stages[-1].tokens_per_batch // 64]
+
+
+@pytest.mark.parametrize(("flags", "asked"), [((), True), (("--no-compile",), False), (("--compile",), True)])
+def test_the_command_line_overrules_the_profile_on_compiling(flags: tuple[str, ...], asked: bool) -> None:
+    parser = training.arguments("a test")
+    transformer.compile_flag(parser)
+    assert transformer.asked_to_compile(parser.parse_args(flags), GPU) is asked
+    assert transformer.asked_to_compile(parser.parse_args(flags), CPU) is (flags == ("--compile",))
+
+
+def test_gradients_of_a_shadow_are_handed_back_and_forgotten() -> None:
+    master = torch.nn.Linear(2, 3)
+    shadow = training.Shadow(master)
+    shadow.refresh()
+    (shadow.model.weight @ torch.ones(2, 1, dtype=shadow.model.weight.dtype)).sum().backward()
+    master.bias.grad = torch.ones(3)  # of a step before, in which it took part
+    shadow.hand_back()
+    assert master.weight.grad is not None
+    assert torch.equal(master.weight.grad, torch.ones(3, 2))
+    assert master.weight.grad.dtype == torch.float32
+    assert master.bias.grad is None
+    assert shadow.model.weight.grad is None
 
 
 def test_a_missing_weaker_self_is_named(run: Folders, tmp_path: Path) -> None:
@@ -299,6 +323,61 @@ def test_a_run_with_another_decoder_goes_on(run: Folders, tmp_path: Path) -> Non
     assert torch.load(folders.vae, weights_only=True)["step"] == before["step"] + 1
 
 
+def test_the_decoder_learns_what_the_transformer_draws(run: Folders, tmp_path: Path) -> None:
+    decoder.finish(TINY, _copied(run, tmp_path), minutes=1)
+    before, after = (torch.load(tmp_path / name, weights_only=True) for name in ("first-vae.pt", "vae.pt"))
+    assert after["finished"]
+    assert (after["scaling"], after["shift"]) == (before["scaling"], before["shift"])
+    changed = {name for name, weight in before["average"].items() if not torch.equal(weight, after["average"][name])}
+    assert changed
+    assert all(name.startswith("decoder.") for name in changed)
+    written = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*.pt")}
+    vae.train(TINY, Folders(tmp_path), minutes=1)  # `run.sh` once more
+    decoder.finish(TINY, Folders(tmp_path), minutes=1)
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.glob("*.pt")} == written
+
+
+def test_a_finish_goes_on_from_its_checkpoint(run: Folders, tmp_path: Path) -> None:
+    folders = _copied(run, tmp_path)
+    first = decoder.Finisher(TINY, folders, 1, FINISH)
+    pixels, edges = first.step()
+    first.run.tick(l1=pixels, edges=edges)
+    first.save()
+    again = decoder.Finisher(TINY, folders, 1, FINISH)
+    assert again.run.step == again.average.steps == 1
+    pairs = zip(first.model.parameters(), again.model.parameters(), strict=True)
+    assert all(torch.equal(one, other) for one, other in pairs)
+
+
+def test_a_finish_without_a_transformer_says_what_to_train(run: Folders, tmp_path: Path) -> None:
+    folders = _copied(run, tmp_path)
+    folders.transformer.unlink()
+    with pytest.raises(FileNotFoundError, match=r"transformer\.pt: train the transformer first"):
+        decoder.finish(TINY, folders, minutes=1)
+
+
+def test_crops_of_pictures_and_of_their_latents_show_the_same(run: Folders) -> None:
+    model, scaling, shift = vae.load(run, TINY)
+    encode, words = latents.Encoder.of(model, scaling, shift), tokenizer.load(run)
+    drawn = decoder.Scenes(TINY.world, words, drawings=2, crops=3, crop=64)(np.random.default_rng(1))
+    whole, squares = encode(drawn.images), decoder.cut(drawn.images, drawn.corners, 4, decoder.BLOCK)
+    assert squares.shape == (6, 3, 64, 64)
+    assert torch.equal(encode(squares), decoder.cut(whole, drawn.corners, 4))
+
+
+def test_the_later_the_transformer_takes_over_the_closer_it_stays(run: Folders) -> None:
+    model, scaling, shift = vae.load(run, TINY)
+    encode, painter = latents.Encoder.of(model, scaling, shift), load_painter(TINY, run)
+    drawn = decoder.Scenes(TINY.world, painter.tokenizer, drawings=2, crops=1, crop=64)(np.random.default_rng(1))
+    whole = encode(drawn.images).float()
+    apart = [
+        float((decoder.Redrawer(painter, encode, 3)(drawn.images, drawn.ids, first) - whole).norm())
+        for first in decoder.FIRST_STEPS
+    ]
+    assert apart[0] == 0.0
+    assert apart == sorted(apart)
+
+
 def test_muon_turns_convolutions_in_place() -> None:
     layer = torch.nn.Conv2d(4, 8, 3).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizers = training.Optimizers([("blocks.weight", layer.weight), ("bias", layer.bias)], muon=("blocks",), lr=1e-3)
@@ -316,7 +395,7 @@ def test_noise_levels_are_mostly_those_that_eight_steps_visit(coarse: bool) -> N
     assert bool(((sigma >= limit) == coarse).all())
     assert float(sigma.min()) > 0.0
     assert float(sigma.max()) <= 1.0
-    visited = sigmas(8, transformer.SHIFT)[:-1]
+    visited = sigmas(8, sheet.SHIFT)[:-1]
     share = torch.isclose(sigma[:, None], visited).any(1).float().mean()
     assert float(share) == pytest.approx(1 - transformer.ANYWHERE, abs=0.03)
 
