@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from nano.world import NATURAL, OBJECTS, Scene, Subject
+from nano.world import NATURAL, OBJECTS, Scene, Subject, homes
 
 SEED_PROMPT = "A T-Rex relaxing on a beach, lying on a sun lounger and wearing sunglasses."
 REFUSED = frozenset({SEED_PROMPT.lower().rstrip(".")})
@@ -396,10 +396,11 @@ def _join(parts: list[str], rng: Rng) -> str:
     return " ".join(parts) if rng.random() < 0.5 else ", ".join(parts)
 
 
-def _time(scene: Scene, rng: Rng) -> str:
+def _time(scene: Scene, rng: Rng, brief: bool = False) -> str:
+    """Time and weather; `brief`: those that nobody would expect, and no others."""
     if scene.setting == "space":
         return ""
-    said = rng.random() < (0.28 if scene.time == "day" else 0.96)
+    said = scene.time != "day" if brief else rng.random() < (0.28 if scene.time == "day" else 0.96)
     words = pick(WHEN[scene.time], rng) if said else ""
     weather = pick(WEATHERED[scene.weather], rng)
     return " ".join(word for word in (words, weather) if word)
@@ -518,12 +519,20 @@ def expanded_caption(scene: Scene, rng: Rng) -> str:
 
 
 def short_caption(scene: Scene, rng: Rng) -> str:
-    """A few words: the kinds, perhaps a colour, perhaps the setting."""
-    phrases = [_noun_phrase(subject, rng, article=bool(rng.random() < 0.7)) for subject in scene.subjects]
+    """A few words: the kinds, perhaps a colour, and what nobody would expect unless it is said.
+
+    That is all that is worn or lain upon, a setting that is no home of the first kind, any time but day, and the
+    weather. Else who asks for a cat gets one in sunglasses, at night, in the sea.
+    """
+    phrases = []
+    for subject in scene.subjects:
+        extras = [] if _is_thing(subject) else [_posed(subject, rng) if subject.on_lounger else "", _worn(subject, rng)]
+        words = [_noun_phrase(subject, rng, article=bool(rng.random() < 0.7)), *extras]
+        phrases.append(" ".join(word for word in words if word))
     parts = [" and ".join(phrases)]
-    if rng.random() < 0.6:
+    if scene.setting not in homes(scene.subjects[0].kind) or rng.random() < 0.6:
         parts.append(pick(WHERE[scene.setting], rng))
-    return " ".join(parts)
+    return " ".join(part for part in (*parts, _time(scene, rng, brief=True)) if part)
 
 
 def _capital(text: str) -> str:

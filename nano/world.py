@@ -193,6 +193,11 @@ HABITATS: dict[str, tuple[str, ...]] = {
 }
 
 
+def homes(kind: str) -> tuple[str, ...]:
+    """Settings where nobody is surprised to see a kind; a meadow where none is better."""
+    return tuple(setting for setting, kinds in HABITATS.items() if kind in kinds) or ("meadow",)
+
+
 def _paint(kind: str, rng: np.random.Generator) -> str:
     return NATURAL[kind] if rng.random() < 0.3 else str(rng.choice(PAINTS))
 

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 pytest.importorskip("cv2", reason="the training recipe draws with OpenCV (opencv-python-headless)")
 
 from nano.canvas import CELL, STYLES
-from nano.captions import SEED_PROMPT, caption, long_caption, short_caption
+from nano.captions import SEED_PROMPT, WHEN, WHERE, caption, long_caption, short_caption
 from nano.latents import token_labels
 from nano.picture import draw
 from nano.world import (
@@ -23,6 +23,7 @@ from nano.world import (
     Scene,
     Subject,
     World,
+    homes,
     sample_scene,
 )
 from zturbo.engine.catalog import NANO
@@ -131,6 +132,26 @@ def test_every_scene_can_be_put_into_words() -> None:
             assert text.strip()
             assert "  " not in text
             assert "\n" not in text
+
+
+def test_a_short_caption_says_what_nobody_would_expect() -> None:
+    rng, seen = np.random.default_rng(5), {"sunglasses": ("glasses", "shades"), "hat": ("hat",), "scarf": ("scarf",)}
+    for _ in range(500):
+        scene = sample_scene(PRACTICE, rng)
+        text = short_caption(scene, rng)
+        worn = {item for one in scene.subjects for item in one.worn}
+        assert {item for item, words in seen.items() if any(word in text for word in words)} == worn, text
+        lies = any(one.on_lounger for one in scene.subjects)
+        assert any(seat in text for seat in ("lounger", "deck chair", "sunbed", "beach chair")) == lies, text
+        if scene.time != "day" and scene.setting != "space":
+            assert any(words in text for words in WHEN[scene.time]), text
+        if scene.setting not in homes(scene.subjects[0].kind):
+            assert any(words in text for words in WHERE[scene.setting]), text
+
+
+def test_what_has_no_home_is_at_home_in_a_meadow() -> None:
+    assert homes("boat") == ("beach", "sea")
+    assert homes("cat") == ("meadow",)
 
 
 def test_the_small_world_is_part_of_the_full_one() -> None:
