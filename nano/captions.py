@@ -518,6 +518,11 @@ def expanded_caption(scene: Scene, rng: Rng) -> str:
     return " ".join([said.rstrip(".") + ".", *scenery, _finish(scene, rng)])
 
 
+def continued(said: str, scene: Scene, rng: Rng) -> str:
+    """A prompt as its expansion begins with it, and what prompt expansion adds: scenery, light, style."""
+    return " ".join([f"{_capital(said).rstrip('.')}.", _stage(scene, rng), _finish(scene, rng)])
+
+
 def short_caption(scene: Scene, rng: Rng) -> str:
     """A few words: the kinds, perhaps a colour, and what nobody would expect unless it is said.
 

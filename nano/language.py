@@ -1,12 +1,16 @@
 """Train the text encoder: a causal language model of captions that also writes a long description for a short prompt.
 
-    python -m nano.language --profile cpu --folder RUN
+    python -m nano.language --profile cpu --folder RUN [--writing STEPS]
 
-Every training text is a prompt in the chat form and, as its answer, a full description of the same scene: to foresee
-the answer, the states of the prompt must hold what the picture shows, which is what the transformer then reads.
+A training text is a prompt in the chat form and, as its answer, a full description of the same scene: to foresee the
+answer, the states of the prompt must hold what the picture shows, which is what the transformer then reads. Where the
+prompt is an instruction to expand, the answer goes on from it as the server's expansions do.
+
+`--writing` trains a finished model's last layer alone, which the text encoder does not run (its states are those of
+the layer before): expansions change, and no picture of a given text does.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
@@ -14,7 +18,7 @@ import torch.nn.functional as F
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from nano.captions import EXPAND_INSTRUCTION, caption, long_caption, short_caption
+from nano.captions import EXPAND_INSTRUCTION, caption, continued, long_caption, short_caption
 from nano.config import Folders, LanguageShape, Profile
 from nano.tokenizer import load as load_tokenizer
 from nano.training import Average, Optimizers, Run, Shadow, arguments, cosine, device, opened, restored, save
@@ -23,8 +27,9 @@ from zturbo.engine.tokenizer import chat_prompt
 from zturbo.models.configs import TextEncoderConfig
 from zturbo.models.text_encoder import KVCache, Qwen3
 
-INSTRUCTED = 0.25  # share of texts whose prompt is a short one with the expansion instruction
-ANSWERED_SHORT = 0.15  # share whose prompt is a short one without it
+INSTRUCTED = 0.25  # share of texts whose prompt is to be expanded
+SHORT = 0.6  # share of those whose prompt is a short one
+ANSWERED_SHORT = 0.2  # share of the others
 LONGEST = 160  # tokens
 
 
@@ -95,17 +100,23 @@ def load(folders: Folders, profile: Profile) -> tuple[Qwen3, Tokenizer]:
 
 def text(world: World, rng: np.random.Generator) -> str:
     """One training text: a prompt and its long description."""
-    scene, share = sample_scene(world, rng), rng.random()
-    if share < INSTRUCTED:
-        prompt = EXPAND_INSTRUCTION + (short_caption(scene, rng) if rng.random() < 0.6 else caption(scene, rng))
-    elif share < INSTRUCTED + ANSWERED_SHORT:
-        prompt = short_caption(scene, rng)
-    else:
-        prompt = caption(scene, rng)
+    if rng.random() < INSTRUCTED:
+        return expansion(world, rng)
+    scene = sample_scene(world, rng)
+    prompt = short_caption(scene, rng) if rng.random() < ANSWERED_SHORT else caption(scene, rng)
     return f"{chat_prompt(prompt)}{long_caption(scene, rng)}<|im_end|>"
 
 
-def batches(profile: Profile, tokenizer: Tokenizer, first: int = 0) -> Iterator[Tensor]:
+def expansion(world: World, rng: np.random.Generator) -> str:
+    """One training text: the instruction to expand a prompt, and the prompt expanded."""
+    scene = sample_scene(world, rng)
+    prompt = short_caption(scene, rng) if rng.random() < SHORT else caption(scene, rng)
+    return f"{chat_prompt(EXPAND_INSTRUCTION + prompt)}{continued(prompt, scene, rng)}<|im_end|>"
+
+
+def batches(
+    profile: Profile, tokenizer: Tokenizer, first: int = 0, make: Callable[[World, np.random.Generator], str] = text
+) -> Iterator[Tensor]:
     """(B,S) token ids padded with <|endoftext|>, for ever; texts of like length share a batch.
 
     `first` is the step that the run goes on from, so that it does not read the same texts again.
@@ -116,7 +127,7 @@ def batches(profile: Profile, tokenizer: Tokenizer, first: int = 0) -> Iterator[
         ids = sorted(
             (
                 item.ids[:LONGEST]
-                for item in tokenizer.encode_batch([text(profile.world, rng) for _ in range(8 * batch)])
+                for item in tokenizer.encode_batch([make(profile.world, rng) for _ in range(8 * batch)])
             ),
             key=len,
         )
@@ -169,6 +180,32 @@ def train(profile: Profile, folders: Folders, minutes: float) -> None:
             )
 
 
+def train_writing(profile: Profile, folders: Folders, steps: int, minutes: float) -> None:
+    """Train what writes and does not encode, the last layer and the norm after it, on expansions alone.
+
+    Raises:
+        FileNotFoundError: nothing has been trained yet.
+    """
+    model, tokenizer = load(folders, profile)
+    pad, last = token_id(tokenizer, "<|endoftext|>"), f"model.layers.{profile.language.layers - 1}."
+    writing = [(name, p) for name, p in model.named_parameters() if name.startswith((last, "model.norm."))]
+    for _, parameter in writing:
+        parameter.requires_grad_(True)
+    average, optimizers = Average(model, horizon=100), Optimizers(writing, muon=("layers.",), lr=1e-3)
+    source = batches(profile, tokenizer, steps, expansion)
+    run = Run("writing", steps, minutes, profile.checkpoint_every_s)
+    while not run.done:
+        loss = loss_of(model, next(source), pad)
+        loss.backward()
+        optimizers.step(cosine(run.progress))
+        average.update(model)
+        run.tick(loss=loss.detach())
+    state = restored(folders.language)
+    assert state is not None, "it was loaded"
+    weights = average.model.state_dict()
+    save(folders.language, {**state, "model": weights, "average": weights})
+
+
 @torch.no_grad()
 def write(model: Qwen3, tokenizer: Tokenizer, prompt: str, longest: int = 120) -> str:
     """The description that the model writes for a prompt, the likeliest word each time."""
@@ -184,9 +221,14 @@ def write(model: Qwen3, tokenizer: Tokenizer, prompt: str, longest: int = 120) -
 
 
 def main() -> None:
-    parsed = arguments("train the language model").parse_args()
+    parser = arguments("train the language model")
+    parser.add_argument("--writing", type=int, metavar="STEPS", help="train a finished model's last layer alone")
+    parsed = parser.parse_args()
     profile, folders = opened(parsed)
-    train(profile, folders, parsed.minutes)
+    if parsed.writing:
+        train_writing(profile, folders, parsed.writing, parsed.minutes)
+    else:
+        train(profile, folders, parsed.minutes)
     for prompt in ("a cat", "T-Rex on the beach with sunglasses", "two red boats"):
         print(f"{prompt} -> {write(*load(folders, profile), prompt)}")
 

@@ -323,6 +323,25 @@ def test_a_run_with_another_decoder_goes_on(run: Folders, tmp_path: Path) -> Non
     assert torch.load(folders.vae, weights_only=True)["step"] == before["step"] + 1
 
 
+def test_learning_to_write_changes_no_state_that_a_picture_is_drawn_from(run: Folders, tmp_path: Path) -> None:
+    folders = _copied(run, tmp_path)
+    before, words = language.load(folders, TINY)
+    language.train_writing(TINY, folders, steps=2, minutes=1)
+    after, _ = language.load(folders, TINY)
+    ids = torch.tensor([words.encode(chat_prompt("a red cat")).ids])
+    assert torch.equal(before.encode(ids), after.encode(ids))
+    assert not torch.equal(before(ids), after(ids))
+
+
+def test_an_expansion_goes_on_from_its_prompt() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        asked, answer = language.expansion(TINY.world, rng).split("<|im_end|>")[:2]
+        prompt = asked.split(EXPAND_INSTRUCTION)[1].rstrip(".")
+        said = answer.split("assistant\n")[1]
+        assert said.startswith(f"{prompt[0].upper()}{prompt[1:]}. The scene is ")
+
+
 def test_the_decoder_learns_what_the_transformer_draws(run: Folders, tmp_path: Path) -> None:
     decoder.finish(TINY, _copied(run, tmp_path), minutes=1)
     before, after = (torch.load(tmp_path / name, weights_only=True) for name in ("first-vae.pt", "vae.pt"))
