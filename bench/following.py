@@ -8,7 +8,10 @@ standard error says how much of it is chance.
 """
 
 import argparse
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -17,22 +20,52 @@ import numpy as np
 from bench.report import publish
 from nano.captions import caption
 from nano.config import PROFILES, Profile
-from nano.evaluate import Judge, Verdict, compare, open_judge, plain_prompt, rates, seen_in, unseen
-from nano.world import Scene
+from nano.evaluate import (
+    Judge,
+    Verdict,
+    bare_prompt,
+    bare_scene,
+    compare,
+    open_judge,
+    plain_prompt,
+    rates,
+    seen_in,
+    unseen,
+)
+from nano.world import CREATURES, Scene
 from zturbo.engine.engine import Engine
 from zturbo.params import ACCELERATIONS, GenerationParams
 
 Row = dict[str, bool]
 
 
-def wordings(profile: Profile) -> dict[str, Callable[[Scene], str]]:
-    """Two ways to ask for a scene: one plain sentence that names everything, and captions as varied as in training."""
+def prompts(profile: Profile, count: int) -> dict[str, list[tuple[str, Scene]]]:
+    """Three ways to ask for scenes: one plain sentence that names everything, captions as varied as in training, and
+    few words about one creature: those are asked first, and what is not said in them shall not be drawn.
+    """
     rng = np.random.default_rng((profile.seed, 7654321))
-    return {"plain": plain_prompt, "free": lambda scene: caption(scene, rng)}
+    scenes = (scene for _, scene in unseen(profile, sys.maxsize, plain_prompt) if scene.subjects[0].kind in CREATURES)
+    return {
+        "plain": list(unseen(profile, count, plain_prompt)),
+        "free": list(unseen(profile, count, lambda scene: caption(scene, rng))),
+        "bare": [(bare_prompt(scene), bare_scene(scene)) for scene in islice(scenes, count)],
+    }
+
+
+def right(seen: Verdict, scene: Scene, placed: bool) -> Row:
+    """What is right in a picture; where no place was asked for, any is."""
+    asked = Verdict.of(scene)
+    return compare(seen, asked if placed else replace(asked, places=seen.places))
 
 
 def follow(
-    engine: Engine, judge: Judge, rows: Sequence[tuple[str, Scene]], size: int, acceleration: str, expand: bool
+    engine: Engine,
+    judge: Judge,
+    rows: Sequence[tuple[str, Scene]],
+    size: int,
+    acceleration: str,
+    expand: bool,
+    placed: bool,
 ) -> tuple[list[Row], int]:
     """What is right in the picture of each prompt, and how many prompts were expanded."""
     found: list[Row] = []
@@ -47,7 +80,7 @@ def follow(
         }
         *_, done = engine.draw(GenerationParams.parse(request))
         expanded += done.expansion is not None and done.expansion.applied
-        found.append(compare(seen_in(judge, done.pictures[0].pixels), Verdict.of(scene)))
+        found.append(right(seen_in(judge, done.pictures[0].pixels), scene, placed))
     return found, expanded
 
 
@@ -70,11 +103,12 @@ def main() -> None:
     profile, engine = PROFILES[arguments.profile], Engine.load(arguments.model)
     judge = open_judge(profile, arguments.judge)
     table: list[dict[str, Any]] = []
-    for name, wording in wordings(profile).items():
-        rows = list(unseen(profile, arguments.prompts, wording))
+    for name, rows in prompts(profile, arguments.prompts).items():
         both: list[list[Row]] = []
         for expand in (False, True):
-            found, expanded = follow(engine, judge, rows, arguments.size, arguments.acceleration, expand)
+            found, expanded = follow(
+                engine, judge, rows, arguments.size, arguments.acceleration, expand, name != "bare"
+            )
             both.append(found)
             gain, error = difference(both[0], found)
             table.append(

@@ -535,7 +535,7 @@ def short_caption(scene: Scene, rng: Rng) -> str:
         words = [_noun_phrase(subject, rng, article=bool(rng.random() < 0.7)), *extras]
         phrases.append(" ".join(word for word in words if word))
     parts = [" and ".join(phrases)]
-    if scene.setting not in homes(scene.subjects[0].kind) or rng.random() < 0.6:
+    if scene.setting not in homes(scene.subjects[0].kind) or rng.random() < 0.4:
         parts.append(pick(WHERE[scene.setting], rng))
     return " ".join(part for part in (*parts, _time(scene, rng, brief=True)) if part)
 

@@ -34,6 +34,20 @@ SLOTS = 2  # subjects that the judge names, from left to right
 MAX_COUNT = 4
 SEEDS = 4  # of one prompt, that are compared with each other
 GLANCE = 64  # pixels: side at which they are compared
+THERE = {
+    "beach": "on a beach",
+    "sea": "on the sea",
+    "meadow": "in a meadow",
+    "forest": "in a forest",
+    "snow": "in the snow",
+    "city": "in a city",
+    "space": "in space",
+    "mountains": "in the mountains",
+    "desert": "in a desert",
+    "underwater": "under water",
+    "room": "in a room",
+    "plain": "on a plain background",
+}
 TITLES = ("subject", "setting", "colour", "place", "count", "worn")
 
 
@@ -255,22 +269,21 @@ def plain_prompt(scene: Scene) -> str:
             "" if subject.count > 1 else " in the middle" if subject.place == "centre" else f" on the {subject.place}"
         )
         parts.append(f"{number} {subject.colour} {noun}{lounger}{worn}{place}")
-    where = {
-        "beach": "on a beach",
-        "sea": "on the sea",
-        "meadow": "in a meadow",
-        "forest": "in a forest",
-        "snow": "in the snow",
-        "city": "in a city",
-        "space": "in space",
-        "mountains": "in the mountains",
-        "desert": "in a desert",
-        "underwater": "under water",
-        "room": "in a room",
-        "plain": "on a plain background",
-    }[scene.setting]
     when = {"day": "", "sunset": " at sunset", "night": " at night"}[scene.time] if scene.setting != "space" else ""
-    return f"{' and '.join(parts)} {where}{when}"
+    return f"{' and '.join(parts)} {THERE[scene.setting]}{when}"
+
+
+def bare_prompt(scene: Scene) -> str:
+    """What people type first: a colour, a kind and a setting, and not a word about place, time or clothes."""
+    subject = scene.subjects[0]
+    return f"a {subject.colour} {subject.kind} {THERE[scene.setting]}"
+
+
+def bare_scene(scene: Scene) -> Scene:
+    """What nobody is surprised to get for its `bare_prompt`: one thing, standing there by day, with nothing on."""
+    first = scene.subjects[0]
+    time = "night" if scene.setting == "space" else "day"
+    return replace(scene, time=time, subjects=(Subject(first.kind, first.colour),))
 
 
 def _holds(subject: Subject, **others: Any) -> Subject:

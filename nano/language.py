@@ -11,6 +11,7 @@ the layer before): expansions change, and no picture of a given text does.
 """
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -18,16 +19,17 @@ import torch.nn.functional as F
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from nano.captions import EXPAND_INSTRUCTION, caption, continued, long_caption, short_caption
+from nano.captions import EXPAND_INSTRUCTION, caption, continued, long_caption, pick, short_caption
 from nano.config import Folders, LanguageShape, Profile
 from nano.tokenizer import load as load_tokenizer
 from nano.training import Average, Optimizers, Run, Shadow, arguments, cosine, device, opened, restored, save
-from nano.world import World, sample_scene
+from nano.world import World, homes, sample_scene
 from zturbo.engine.tokenizer import chat_prompt
 from zturbo.models.configs import TextEncoderConfig
 from zturbo.models.text_encoder import KVCache, Qwen3
 
 INSTRUCTED = 0.25  # share of texts whose prompt is to be expanded
+AT_HOME = 0.5  # share of those whose scene is moved to a home of its first thing
 SHORT = 0.6  # share of those whose prompt is a short one
 ANSWERED_SHORT = 0.2  # share of the others
 LONGEST = 160  # tokens
@@ -108,8 +110,14 @@ def text(world: World, rng: np.random.Generator) -> str:
 
 
 def expansion(world: World, rng: np.random.Generator) -> str:
-    """One training text: the instruction to expand a prompt, and the prompt expanded."""
+    """One training text: the instruction to expand a prompt, and the prompt expanded.
+
+    Half of the scenes are where their first thing is at home, so that a prompt without a place gets a likely one.
+    """
     scene = sample_scene(world, rng)
+    if rng.random() < AT_HOME:
+        places = [place for place in homes(scene.subjects[0].kind) if place in world.settings]
+        scene = replace(scene, setting=pick(places, rng)) if places else scene
     prompt = short_caption(scene, rng) if rng.random() < SHORT else caption(scene, rng)
     return f"{chat_prompt(EXPAND_INSTRUCTION + prompt)}{continued(prompt, scene, rng)}<|im_end|>"
 

@@ -12,7 +12,8 @@ import torch
 
 from bench import following, report
 from nano.config import CPU
-from nano.evaluate import Judge, open_judge
+from nano.evaluate import THERE, Judge, Verdict, open_judge
+from nano.world import Scene, Subject
 
 
 def test_compares_pairs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -27,9 +28,26 @@ def test_compares_pairs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         ("plain", "on"),
         ("free", "off"),
         ("free", "on"),
+        ("bare", "off"),
+        ("bare", "on"),
     ]
     assert rows[0]["expanded"] == rows[0]["mean gain, points"] == 0
     assert rows[1]["expanded"] > 0
+
+
+def test_a_bare_prompt_says_neither_place_nor_clothes() -> None:
+    for prompt, scene in following.prompts(CPU, 20)["bare"]:
+        (subject,) = scene.subjects
+        assert prompt == f"a {subject.colour} {subject.kind} {THERE[scene.setting]}"
+        assert not subject.worn
+        assert not subject.on_lounger
+
+
+def test_where_no_place_was_asked_for_any_is_right() -> None:
+    scene = Scene("forest", "day", (Subject("cat", "red", "centre"),), 0)
+    seen = Verdict.of(Scene("forest", "day", (Subject("cat", "red", "left"),), 0))
+    assert following.right(seen, scene, placed=False)["place"]
+    assert not following.right(seen, scene, placed=True)["place"]
 
 
 def test_the_difference_is_of_pairs() -> None:
