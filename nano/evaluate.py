@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import cv2
 import numpy as np
@@ -30,6 +30,16 @@ from nano.training import Average, Optimizers, Run, arguments, cosine, device, h
 from nano.world import PAINT, PLACES, SETTINGS, WORN, Scene, Subject, World, sample_scene
 
 JUDGE_SIZE = 256  # pixels: pictures are shown to the judge at this size
+DRAWN_SIZES = (
+    256,
+    384,
+    512,
+    512,
+)  # pixels: sides of the drawings that it learns from; lines are thinner in larger ones
+ASKED_SIZE = 512  # pixels: side of the pictures that are judged
+SOFTEST = (
+    1.5  # pixels of JUDGE_SIZE: half of what it learns from is blurred by up to so much, as drawn edges are softer
+)
 SLOTS = 2  # subjects that the judge names, from left to right
 MAX_COUNT = 4
 SEEDS = 4  # of one prompt, that are compared with each other
@@ -137,8 +147,16 @@ class Answered:
         self.world = world
 
     def __call__(self, rng: np.random.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        scene = sample_scene(self.world, rng)
-        return to_tensor(draw(scene, JUDGE_SIZE, JUDGE_SIZE).image), answers(scene, self.world)
+        scene, side = sample_scene(self.world, rng), DRAWN_SIZES[int(rng.integers(len(DRAWN_SIZES)))]
+        image = shrunk(draw(scene, side, side).image)
+        if rng.random() < 0.5:
+            image = cv2.GaussianBlur(image, (0, 0), float(rng.uniform(0.3, SOFTEST)))
+        return to_tensor(image), answers(scene, self.world)
+
+
+def shrunk(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """A picture (H,W,3) as the judge looks at it."""
+    return cast(NDArray[np.uint8], cv2.resize(picture, (JUDGE_SIZE, JUDGE_SIZE), interpolation=cv2.INTER_AREA))
 
 
 def answers(scene: Scene, world: World) -> dict[str, Tensor]:
@@ -212,8 +230,7 @@ def open_judge(profile: Profile, path: Path) -> Judge:
 
 def seen_in(judge: Judge, picture: NDArray[np.uint8]) -> Verdict:
     """What a picture (H,W,3) shows."""
-    image = F.interpolate(to_tensor(picture).float()[None], (JUDGE_SIZE, JUDGE_SIZE), mode="area")
-    return judge.verdicts(_images(image))[0]
+    return judge.verdicts(_images(to_tensor(shrunk(picture))[None]))[0]
 
 
 def compare(seen: Verdict, asked: Verdict) -> dict[str, bool]:
@@ -242,7 +259,7 @@ def judge_accuracy(judge: Judge, profile: Profile, pictures: int) -> dict[str, f
     rows = []
     for first in range(0, pictures, 32):
         part = scenes[first : first + 32]
-        images = torch.stack([to_tensor(draw(scene, JUDGE_SIZE, JUDGE_SIZE).image) for scene in part])
+        images = torch.stack([to_tensor(shrunk(draw(scene, ASKED_SIZE, ASKED_SIZE).image)) for scene in part])
         rows += [
             compare(seen, Verdict.of(scene)) for seen, scene in zip(judge.verdicts(_images(images)), part, strict=True)
         ]
@@ -426,7 +443,7 @@ def main() -> None:
     parser = arguments("measure what the weights draw")
     parser.add_argument("--output", type=Path, required=True, help="folder for figures.json, sheet.png and prompts.txt")
     parser.add_argument("--pictures", type=int, default=64, help="unseen prompts to measure")
-    parser.add_argument("--size", type=int, default=512, help="side of the measured pictures, pixels")
+    parser.add_argument("--size", type=int, default=ASKED_SIZE, help="side of the measured pictures, pixels")
     parsed = parser.parse_args()
     profile, folders = opened(parsed)
     print(json.dumps(evaluate(profile, folders, parsed.output, parsed.pictures, parsed.size, parsed.minutes)))
