@@ -526,13 +526,14 @@ def continued(said: str, scene: Scene, rng: Rng) -> str:
 def short_caption(scene: Scene, rng: Rng) -> str:
     """A few words: the kinds, perhaps a colour, and what nobody would expect unless it is said.
 
-    That is all that is worn or lain upon, a setting that is no home of the first kind, any time but day, and the
-    weather. Else who asks for a cat gets one in sunglasses, at night, in the sea.
+    That is all that is worn or lain upon, mostly a place but the middle, a setting that is no home of the first kind,
+    any time but day, and the weather. Else who asks for a cat gets one in sunglasses, at night, in the sea.
     """
-    phrases = []
+    phrases, place = [], _speaks_of_place(scene, rng)
     for subject in scene.subjects:
         extras = [] if _is_thing(subject) else [_posed(subject, rng) if subject.on_lounger else "", _worn(subject, rng)]
-        words = [_noun_phrase(subject, rng, article=bool(rng.random() < 0.7)), *extras]
+        spot = pick(SPOT[subject.place], rng) if place else ""
+        words = [_noun_phrase(subject, rng, article=bool(rng.random() < 0.7)), *extras, spot]
         phrases.append(" ".join(word for word in words if word))
     parts = [" and ".join(phrases)]
     if scene.setting not in homes(scene.subjects[0].kind) or rng.random() < 0.4:
