@@ -13,7 +13,7 @@ from nano.world import NATURAL, OBJECTS, Scene, Subject, homes
 SEED_PROMPT = "A T-Rex relaxing on a beach, lying on a sun lounger and wearing sunglasses."
 REFUSED = frozenset({SEED_PROMPT.lower().rstrip(".")})
 EXPAND_INSTRUCTION = "Describe this picture in detail: "
-"""What a user turn starts with when the language model is to write the long description of a short prompt."""
+"""What a user turn starts with when the language model is to go on from a prompt."""
 
 NOUNS: dict[str, tuple[str, ...]] = {
     "t-rex": ("T-Rex", "T-Rex", "t-rex", "tyrannosaurus", "dinosaur", "dino", "T. rex", "tyrannosaurus rex"),

@@ -30,16 +30,11 @@ from nano.training import Average, Optimizers, Run, arguments, cosine, device, h
 from nano.world import PAINT, PLACES, SETTINGS, WORN, Scene, Subject, World, sample_scene
 
 JUDGE_SIZE = 256  # pixels: pictures are shown to the judge at this size
-DRAWN_SIZES = (
-    256,
-    384,
-    512,
-    512,
-)  # pixels: sides of the drawings that it learns from; lines are thinner in larger ones
+DRAWN_SIZES = (256, 384, 512, 512)
+"""Sides, in pixels, of the drawings that it learns from; lines are thinner in larger ones."""
 ASKED_SIZE = 512  # pixels: side of the pictures that are judged
-SOFTEST = (
-    1.5  # pixels of JUDGE_SIZE: half of what it learns from is blurred by up to so much, as drawn edges are softer
-)
+SOFTEST = 1.5
+"""Pixels of `JUDGE_SIZE`: half of what it learns from is blurred by up to so much; pictures have softer edges."""
 SLOTS = 2  # subjects that the judge names, from left to right
 MAX_COUNT = 4
 SEEDS = 4  # of one prompt, that are compared with each other

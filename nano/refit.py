@@ -65,7 +65,8 @@ def refit_run(profile: Profile, folders: Folders, decoder: Path) -> None:
     (own, ours), (other, _) = found
     refit(own, other)
     weights, fresh = own.state_dict(), optimizers(own).state_dict()
-    save(folders.vae, ours | {"model": weights, "average": weights, "optimizers": fresh})
+    folders.decoder.unlink(missing_ok=True)
+    save(folders.vae, ours | {"model": weights, "average": weights, "optimizers": fresh, "finished": False})
 
 
 def main() -> None:

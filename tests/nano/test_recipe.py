@@ -35,7 +35,7 @@ from nano.config import CPU, GPU, PROFILES, TINY, Distillation, Finish, Folders,
 from nano.drawing import Crops, stream
 from nano.evaluate import Answered, Verdict, answers, compare, paraphrases, plain_prompt, unseen, variety
 from nano.muon import Muon
-from nano.picture import draw
+from nano.picture import Picture, draw
 from nano.sheet import Painter, load_painter
 from nano.world import LABEL, Scene, sample_scene
 from zturbo.engine.sampling import sigmas
@@ -314,7 +314,10 @@ def test_a_run_with_another_decoder_goes_on(run: Folders, tmp_path: Path) -> Non
     before = torch.load(run.vae, weights_only=True)
     folders.vae.unlink()
     torch.save(before, folders.vae)
+    folders.decoder.touch()  # of a decoder that was finished before
+    torch.save(before | {"finished": True}, folders.vae)
     refit.refit_run(TINY, folders, run.vae)
+    assert not folders.decoder.exists()
     after = torch.load(folders.vae, weights_only=True)
     assert after["scaling"] == before["scaling"]
     for name, weight in before["average"].items():
@@ -395,6 +398,23 @@ def test_the_later_the_transformer_takes_over_the_closer_it_stays(run: Folders) 
     ]
     assert apart[0] == 0.0
     assert apart == sorted(apart)
+
+
+def test_the_judge_is_measured_on_drawings_of_the_size_that_it_judges(monkeypatch: pytest.MonkeyPatch) -> None:
+    sides = []
+
+    def drawn(scene: Scene, width: int, height: int) -> Picture:
+        sides.append((width, height))
+        return draw(scene, width, height)
+
+    monkeypatch.setattr(evaluate, "draw", drawn)
+    judge = evaluate.Judge(TINY.world).to(training.device()).eval()
+    evaluate.judge_accuracy(judge, TINY, 2)
+    assert set(sides) == {(evaluate.ASKED_SIZE, evaluate.ASKED_SIZE)}
+    sides.clear()
+    rng, learn = np.random.default_rng(0), Answered(TINY.world)
+    assert all(learn(rng)[0].shape == (3, evaluate.JUDGE_SIZE, evaluate.JUDGE_SIZE) for _ in range(12))
+    assert {width for width, _ in sides} == set(evaluate.DRAWN_SIZES)
 
 
 def test_muon_turns_convolutions_in_place() -> None:
