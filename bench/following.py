@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from bench.report import publish
-from nano.captions import caption
+from nano.captions import caption, says_where
 from nano.config import PROFILES, Profile
 from nano.evaluate import (
     Judge,
@@ -52,10 +52,10 @@ def prompts(profile: Profile, count: int) -> dict[str, list[tuple[str, Scene]]]:
     }
 
 
-def right(seen: Verdict, scene: Scene, placed: bool) -> Row:
-    """What is right in a picture; where no place was asked for, any is."""
+def right(seen: Verdict, prompt: str, scene: Scene) -> Row:
+    """What is right in a picture; where the prompt asks for no place, any is."""
     asked = Verdict.of(scene)
-    return compare(seen, asked if placed else replace(asked, places=seen.places))
+    return compare(seen, asked if says_where(prompt) else replace(asked, places=seen.places))
 
 
 def follow(
@@ -65,7 +65,6 @@ def follow(
     size: int,
     acceleration: str,
     expand: bool,
-    placed: bool,
 ) -> tuple[list[Row], int]:
     """What is right in the picture of each prompt, and how many prompts were expanded."""
     found: list[Row] = []
@@ -80,7 +79,7 @@ def follow(
         }
         *_, done = engine.draw(GenerationParams.parse(request))
         expanded += done.expansion is not None and done.expansion.applied
-        found.append(right(seen_in(judge, done.pictures[0].pixels), scene, placed))
+        found.append(right(seen_in(judge, done.pictures[0].pixels), prompt, scene))
     return found, expanded
 
 
@@ -106,9 +105,7 @@ def main() -> None:
     for name, rows in prompts(profile, arguments.prompts).items():
         both: list[list[Row]] = []
         for expand in (False, True):
-            found, expanded = follow(
-                engine, judge, rows, arguments.size, arguments.acceleration, expand, name != "bare"
-            )
+            found, expanded = follow(engine, judge, rows, arguments.size, arguments.acceleration, expand)
             both.append(found)
             gain, error = difference(both[0], found)
             table.append(

@@ -5,6 +5,7 @@ and never come out of here.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -19,16 +20,16 @@ NOUNS: dict[str, tuple[str, ...]] = {
     "t-rex": ("T-Rex", "T-Rex", "t-rex", "tyrannosaurus", "dinosaur", "dino", "T. rex", "tyrannosaurus rex"),
     "cat": ("cat", "cat", "kitty", "kitten"),
     "dog": ("dog", "dog", "puppy", "doggy"),
-    "bird": ("bird", "bird", "little bird", "birdie"),
+    "bird": ("bird", "bird", "birdie"),
     "robot": ("robot", "robot", "android", "bot"),
     "person": ("person", "child", "kid", "girl", "boy", "woman", "man"),
     "bear": ("bear", "teddy bear"),
     "rabbit": ("rabbit", "bunny", "hare"),
-    "lion": ("lion", "lion", "big cat with a mane"),
-    "mouse": ("mouse", "little mouse"),
+    "lion": ("lion",),
+    "mouse": ("mouse",),
     "pig": ("pig", "piglet"),
     "fish": ("fish", "fish", "goldfish"),
-    "car": ("car", "car", "automobile", "little car"),
+    "car": ("car", "car", "automobile"),
     "boat": ("boat", "sailing boat", "sailboat", "boat"),
     "house": ("house", "house", "cottage", "home"),
     "flower": ("flower", "flower", "blossom", "bloom"),
@@ -46,7 +47,6 @@ PLURALS = {
     "fish": "fish",
     "goldfish": "goldfish",
     "mouse": "mice",
-    "little mouse": "little mice",
     "person": "people",
     "child": "children",
     "woman": "women",
@@ -66,7 +66,6 @@ PLURALS = {
     "fox": "foxes",
     "bunny": "bunnies",
     "snowman": "snowmen",
-    "big cat with a mane": "big cats with manes",
 }
 HUES: dict[str, tuple[str, ...]] = {
     "red": ("red", "red", "red", "scarlet", "crimson"),
@@ -381,11 +380,22 @@ def _details(subject: Subject, rng: Rng, place: bool) -> list[str]:
     return [part for part in parts if part]
 
 
+def _is_alone(scene: Scene) -> bool:
+    return len(scene.subjects) == 1 and scene.subjects[0].count == 1
+
+
 def _speaks_of_place(scene: Scene, rng: Rng) -> bool:
     subject = scene.subjects[0]
-    if subject.count > 1:
+    if subject.count > 1 or not subject.place:
         return False
     return bool(rng.random() < (0.15 if subject.place == "centre" else 0.88))
+
+
+def _in_order(phrases: list[str], scene: Scene, place: bool, rng: Rng) -> list[str]:
+    """In any order where places are named; else as one reads, from left to right: which is where is no riddle then."""
+    if place:
+        return [phrases[i] for i in rng.permutation(len(phrases))]
+    return [phrases[i] for i in sorted(range(len(phrases)), key=lambda i: scene.subjects[i].place == "right")]
 
 
 def _join(parts: list[str], rng: Rng) -> str:
@@ -414,10 +424,8 @@ def _subjects(scene: Scene, rng: Rng) -> str:
         if rng.random() < 0.5:
             details = [details[i] for i in rng.permutation(len(details))]
         phrases.append(" ".join([_noun_phrase(subject, rng), _join(details, rng)]).strip())
-    order = list(rng.permutation(len(phrases)))
-    return pick((" and ", ", ", " next to ", " with ") if not place else (" and ", ", "), rng).join(
-        phrases[i] for i in order
-    )
+    joint = pick((" and ", ", ", " next to ", " with ") if not place else (" and ", ", "), rng)
+    return joint.join(_in_order(phrases, scene, place, rng))
 
 
 def _sentence(scene: Scene, rng: Rng) -> str:
@@ -511,16 +519,46 @@ def long_caption(scene: Scene, rng: Rng) -> str:
     return " ".join([*parts, _finish(scene, rng)] if rng.random() < 0.7 or scene.style != "flat" else parts)
 
 
+def understated(scene: Scene, rng: Rng) -> Scene:
+    """The scene as a short prompt tells of it, which leaves to its expansion where a thing is, how large, and when."""
+    if scene.setting != "space" and rng.random() < 0.5:
+        scene = replace(scene, time="day")
+    if not _is_alone(scene):
+        return scene
+    subject = scene.subjects[0]
+    place, size = ("" if rng.random() < 0.7 else subject.place), ("medium" if rng.random() < 0.7 else subject.size)
+    return replace(scene, subjects=(replace(subject, place=place, size=size),))
+
+
+def says_where(text: str) -> bool:
+    """Whether a caption names a side, or the middle."""
+    return any(spot in text.lower() for spots in SPOT.values() for spot in spots)
+
+
+def _composition(said: str, scene: Scene) -> str:
+    """The sentence about how large a thing is and where, as far as the prompt leaves that open; "" for several."""
+    if not _is_alone(scene):
+        return ""
+    subject, words = scene.subjects[0], said.lower().replace(",", "").split()
+    parts = []
+    if subject.size != "medium" and not any(size in words for sizes in SIZED.values() for size in sizes):
+        parts.append(subject.size)
+    if not says_where(said):
+        parts.append(f"{SPOT[subject.place][0]} of the picture")
+    return f"It is {' and '.join(parts)}." if parts else ""
+
+
 def expanded_caption(scene: Scene, rng: Rng) -> str:
     """A caption with the sentences after it that prompt expansion adds: every request is expanded unless it objects."""
-    said = caption(scene, rng) if rng.random() < 0.5 else short_caption(scene, rng)
-    scenery = [_stage(scene, rng)] if rng.random() < 0.8 else []
-    return " ".join([said.rstrip(".") + ".", *scenery, _finish(scene, rng)])
+    return continued(
+        caption(scene, rng) if rng.random() < 0.4 else short_caption(understated(scene, rng), rng), scene, rng
+    )
 
 
 def continued(said: str, scene: Scene, rng: Rng) -> str:
-    """A prompt as its expansion begins with it, and what prompt expansion adds: scenery, light, style."""
-    return " ".join([f"{_capital(said).rstrip('.')}.", _stage(scene, rng), _finish(scene, rng)])
+    """A prompt as its expansion begins with it, and what that adds: composition, scenery, light, style."""
+    sentences = [_composition(said, scene), _stage(scene, rng), _finish(scene, rng)]
+    return " ".join([f"{_capital(said).rstrip('.')}.", *(sentence for sentence in sentences if sentence)])
 
 
 def short_caption(scene: Scene, rng: Rng) -> str:
@@ -535,7 +573,7 @@ def short_caption(scene: Scene, rng: Rng) -> str:
         spot = pick(SPOT[subject.place], rng) if place else ""
         words = [_noun_phrase(subject, rng, article=bool(rng.random() < 0.7)), *extras, spot]
         phrases.append(" ".join(word for word in words if word))
-    parts = [" and ".join(phrases)]
+    parts = [" and ".join(_in_order(phrases, scene, place, rng))]
     if scene.setting not in homes(scene.subjects[0].kind) or rng.random() < 0.4:
         parts.append(pick(WHERE[scene.setting], rng))
     return " ".join(part for part in (*parts, _time(scene, rng, brief=True)) if part)

@@ -19,11 +19,11 @@ import torch.nn.functional as F
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from nano.captions import EXPAND_INSTRUCTION, caption, continued, long_caption, pick, short_caption
+from nano.captions import EXPAND_INSTRUCTION, caption, continued, long_caption, pick, short_caption, understated
 from nano.config import Folders, LanguageShape, Profile
 from nano.tokenizer import load as load_tokenizer
 from nano.training import Average, Optimizers, Run, Shadow, arguments, cosine, device, opened, restored, save
-from nano.world import World, homes, sample_scene
+from nano.world import PLACES, Scene, World, homes, sample_scene
 from zturbo.engine.tokenizer import chat_prompt
 from zturbo.models.configs import TextEncoderConfig
 from zturbo.models.text_encoder import KVCache, Qwen3
@@ -113,13 +113,23 @@ def expansion(world: World, rng: np.random.Generator) -> str:
     """One training text: the instruction to expand a prompt, and the prompt expanded.
 
     Half of the scenes are where their first thing is at home, so that a prompt without a place gets a likely one.
+    Where a thing is gets a sentence where the prompt leaves it open; its size never does.
     """
     scene = sample_scene(world, rng)
     if rng.random() < AT_HOME:
         places = [place for place in homes(scene.subjects[0].kind) if place in world.settings]
         scene = replace(scene, setting=pick(places, rng)) if places else scene
-    prompt = short_caption(scene, rng) if rng.random() < SHORT else caption(scene, rng)
-    return f"{chat_prompt(EXPAND_INSTRUCTION + prompt)}{continued(prompt, scene, rng)}<|im_end|>"
+    short = rng.random() < SHORT
+    told = understated(scene, rng) if short else scene
+    prompt = short_caption(told, rng) if short else caption(told, rng)
+    return f"{chat_prompt(EXPAND_INSTRUCTION + prompt)}{continued(prompt, _imagined(told, rng), rng)}<|im_end|>"
+
+
+def _imagined(told: Scene, rng: np.random.Generator) -> Scene:
+    """A scene that a prompt may have told of, its first thing somewhere and of no size that is worth a word."""
+    first, *others = told.subjects
+    first = replace(first, place=first.place or pick(PLACES, rng), size="medium")
+    return replace(told, subjects=(first, *others))
 
 
 def batches(

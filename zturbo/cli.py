@@ -618,7 +618,7 @@ def _write(
     picture = screened.picture
     settings = Settings.of(params, picture.seed, engine.model.name, engine.model.version)
     if expansion is not None and expansion.applied:
-        settings = replace(settings, drawn_prompt=expansion.text)
+        settings = replace(settings, drawn_prompt=expansion.for_seed(picture.seed).text)
     data = encode(picture.pixels, params.output_format, screened.withheld or (settings if config.metadata else None))
     return target.write(data, picture.seed - params.seed + 1, params, picture.seed)
 
@@ -634,7 +634,12 @@ def _summary(
     """The JSON object of `generate --json`; timings in seconds."""
     return {
         "images": [
-            {"path": str(path), "seed": one.seed, "flagged": withheld}
+            {
+                "path": str(path),
+                "seed": one.seed,
+                "flagged": withheld,
+                "drawn_prompt": done.expansion.for_seed(one.seed).text if done.expansion else params.prompt,
+            }
             for path, one, withheld in zip(paths, done.pictures, flagged, strict=True)
         ],
         "prompt": params.prompt,

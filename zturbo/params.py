@@ -23,6 +23,8 @@ MAX_STEPS = 8
 MAX_IMAGES = 4
 RANDOM_SEED_LIMIT = 2**53
 """Random seeds stay below it: JavaScript reads such integers exactly."""
+SEED_LIMIT = 2**63
+"""From here on seeds are folded: seed modulo this."""
 MAX_SEED_DIGITS = 4000
 """Python refuses to print or parse integers past 4300 digits; seed + image must stay below that."""
 OUTPUT_FORMATS = ("png", "jpeg", "webp")

@@ -296,7 +296,7 @@ class Service:
         start, model, picture = time.perf_counter(), self.worker.engine.model, screened.picture
         settings = Settings.of(params, picture.seed, model.name, model.version) if self.write_prompts else None
         if settings is not None and expansion is not None and expansion.applied:
-            settings = replace(settings, drawn_prompt=expansion.text)
+            settings = replace(settings, drawn_prompt=expansion.for_seed(picture.seed).text)
         data = encode(picture.pixels, params.output_format, screened.withheld or settings)
         if self.signer is not None:
             data = self.signer.sign(data, params.output_format)

@@ -46,8 +46,8 @@ def test_a_bare_prompt_says_neither_place_nor_clothes() -> None:
 def test_where_no_place_was_asked_for_any_is_right() -> None:
     scene = Scene("forest", "day", (Subject("cat", "red", "centre"),), 0)
     seen = Verdict.of(Scene("forest", "day", (Subject("cat", "red", "left"),), 0))
-    assert following.right(seen, scene, placed=False)["place"]
-    assert not following.right(seen, scene, placed=True)["place"]
+    assert following.right(seen, "a red cat in a forest", scene)["place"]
+    assert not following.right(seen, "in the middle, a red cat in a forest", scene)["place"]
 
 
 def test_the_difference_is_of_pairs() -> None:

@@ -3,9 +3,11 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from nano import captions
+from nano.world import PLACES, Scene, Subject
 from zturbo.errors import ConfigError
 from zturbo.expansion.recipes import Instructed, Trained, instruction
 
@@ -52,6 +54,14 @@ def test_the_embedded_models_file_says_what_its_recipe_trained(nano: Trained) ->
         for fact, phrases in facts.items():
             said = nano.topics[topic][fact]["said"]
             assert not [one for one in phrases if one and not any(word in one.lower() for word in said)], (topic, fact)
+    for spot, phrases in captions.SPOT.items():
+        said = nano.topics["spot"][spot]["said"]
+        assert all(any(word in phrase for word in said) for phrase in phrases)
+    for size in ("small", "big"):
+        assert set(captions.SIZED[size]) <= set(nano.topics["size"][size]["said"])
+    for style, names in captions.STYLED.items():
+        written = {f"{name[0].upper()}{name[1:]} with {finish}" for name in names for finish in captions.FINISHES}
+        assert set(nano.topics["style"][style]["written"]) == written
     for place, stage in captions.STAGES.items():
         assert nano.topics["place"][place]["written"] == [stage]
     for time, lights in captions.LIGHTS.items():
@@ -95,10 +105,29 @@ SCENE = "The scene is a sandy beach with the blue sea behind it in the light of 
         ("a cat in a cafe", "Cartoon with clean outlines.", True),
         ("a cat, watercolour", "Cartoon with clean outlines.", False),
         ("a cat", "A green dog is on the right of the picture.", False),
+        ("a cat", "It is on the right of the picture.", True),
+        ("a cat on the left", "It is on the right of the picture.", False),
+        ("a cat in the center", "It is in the middle of the picture.", True),
+        ("portrait of a cat", "It is on the right of the picture.", False),
+        ("seven white horses", "It is on the right of the picture.", False),
+        ("kittens in the snow", "It is on the right of the picture.", False),
+        ("a cat", "It is big and in the middle of the picture.", True),
+        ("a small cat", "It is big and in the middle of the picture.", False),
+        ("a cat on a lounger", "It is big and in the middle of the picture.", False),
+        ("a cat", "It is small and in the middle of the picture.", False),
+        ("a cat", "The scene is a forest of dark fir trees the-black in the light of a sunny day.", False),
+        ("a cat", "Cartoon with clear thebe tree.", False),
     ],
 )
 def test_a_trained_model_states_only_facts_that_agree(nano: Trained, prompt: str, sentence: str, allowed: bool) -> None:
     assert nano.allows(prompt, sentence) is allowed
+
+
+def test_compositions_are_sentences_of_the_captions_that_the_model_was_trained_with(nano: Trained) -> None:
+    scenes = [Scene("meadow", "day", (Subject("cat", "red", place, size=size),), 0)
+              for place in PLACES for size in ("medium", "big")]  # fmt: skip
+    known = {captions.continued("a cat", scene, np.random.default_rng(0)).split(". ")[1] + "." for scene in scenes}
+    assert set(nano.compositions) <= known
 
 
 def test_it_writes_one_language(nano: Trained) -> None:
@@ -116,7 +145,9 @@ def test_a_broken_file_is_refused(tmp_path: Path, text: str) -> None:
         Trained.open(path)
 
 
-@pytest.mark.parametrize("member", ["topics", "unsaid", "understood", "lead", "language", "instruction", "strangers"])
+@pytest.mark.parametrize(
+    "member", ["topics", "unsaid", "understood", "joints", "compositions", "language", "instruction", "strangers"]
+)
 def test_every_member_is_needed(tmp_path: Path, member: str) -> None:
     members = json.loads(NANO.read_text())
     del members[member]

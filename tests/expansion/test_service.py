@@ -205,16 +205,22 @@ async def test_the_embedded_model_expands_through_the_whole_server() -> None:
     nano: Any = Engine.load("nano", LoadOptions(device="cpu"))
     async with serving(nano) as server:
         found = (await post(server, prompt="a red boat at sea", num_inference_steps=1, num_images=2)).json()
-        assert found["prompt"].startswith("a red boat at sea. The scene is the open sea")
-        assert {item["revised_prompt"] for item in found["data"]} == {found["prompt"]}
+        drawn = [item["revised_prompt"] for item in found["data"]]
+        assert found["prompt"] == drawn[0] != drawn[1], "each seed has a composition of its own"
+        assert all(text.startswith("a red boat at sea. It is ") for text in drawn)
+        assert all(" The scene is the open sea" in text for text in drawn)
         alone = (await post(server, prompt="a red boat at sea", num_inference_steps=1, seed=8)).json()
-        assert alone["prompt"] == found["prompt"]
+        assert alone["prompt"] == drawn[1]
         assert alone["prompt_expansion"]["cached"]
         first, second = [
             (await server.client.get(one["data"][index]["url"])).content for one, index in ((found, 1), (alone, 0))
         ]
         assert first == second
-        assert read_metadata(first)["settings"]["drawn_prompt"] == found["prompt"]
+        assert read_metadata(first)["settings"]["drawn_prompt"] == drawn[1]
+        wanted = body(prompt="a boat", num_inference_steps=1, num_images=2)
+        twice = [await server.client.post(PATH, json=wanted, headers={"idempotency-key": "once"}) for _ in range(2)]
+        assert twice[1].headers["idempotent-replayed"] == "true"
+        assert twice[0].json()["data"] == twice[1].json()["data"], "the answer kept knows each picture's text"
         info = (await server.client.get("/v1/models")).json()["data"][0]["info"]
         assert info["prompt_expansion"] == {"provider": "local"}
 
@@ -229,7 +235,8 @@ def test_the_command_line_writes_and_tells_it(
     assert cli.main([*words, "--prompt-expansion", "--no-safety-checker"]) == 0
     summary = json.loads(capsys.readouterr().out)
     assert summary["prompt"] == "a red boat at sea"
-    assert summary["drawn_prompt"].startswith("a red boat at sea. The scene is the open sea")
+    assert summary["drawn_prompt"].startswith("a red boat at sea. It is ")
+    assert " The scene is the open sea" in summary["drawn_prompt"]
     assert summary["prompt_expansion"]["applied"]
     assert read_metadata(tmp_path / "a.png")["settings"]["drawn_prompt"] == summary["drawn_prompt"]
     assert cli.main([*words, "--no-prompt-expansion", "--no-safety-checker"]) == 0

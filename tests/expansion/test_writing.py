@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from nano.captions import FINISHES, LIGHTS, STAGES, STYLED
 from tests import reference
 from zturbo.engine.engine import Engine, LoadOptions, build_pipeline, complete
 from zturbo.engine.plan import Placement
@@ -224,6 +225,47 @@ def test_equal_logits_are_ordered_by_token() -> None:
     assert pick([1.0, 1.0, 1.0], [9, 5, 2], 0.0) == 2
 
 
+LEFT, RIGHT, SNOW = (
+    "It is on the left of the picture.",
+    "It is on the right of the picture.",
+    "The scene is a snowy landscape with fir trees and falling snowflakes in the light of a sunny day.",
+)
+
+
+def test_the_seed_chooses_the_composition_where_most_answers_have_one(nano: Engine) -> None:
+    writer = writer_of(nano)
+    for answers, chosen in (([LEFT, RIGHT, ""], True), ([LEFT, "", ""], False), (["", "", ""], False)):
+        made = writer._best("a cat", [(f"A cat. {one} {SNOW}", True) for one in answers])
+        texts = [made.for_seed(seed).text for seed in range(4)]
+        assert texts == [f"a cat. {f'{one} ' if chosen else ''}{SNOW}" for one in writer.recipe.compositions]
+
+
+def test_what_the_prompt_says_of_the_composition_stays(nano: Engine) -> None:
+    writer = writer_of(nano)
+    small, left = (writer._best(prompt, [(f"{LEFT} {SNOW}", True)] * 3) for prompt in ("a small cat", "a cat, left"))
+    assert small.arrangements == writer.recipe.compositions[:3]
+    assert left.text == f"a cat, left. {SNOW}", "one that says it again is of no use"
+    folded = [small.for_seed(seed).text for seed in (7, 2**63 + 7)]
+    assert folded[0] == folded[1], "seeds that draw the same noise read the same text"
+
+
+def test_a_prompt_without_room_gets_no_composition(nano: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    writer = writer_of(nano)
+    monkeypatch.setattr(writer, "_fits", lambda text: "of the picture" not in text)
+    assert writer._best("a cat", [(f"{LEFT} {SNOW}", True)] * 3).for_seed(1).text == f"a cat. {SNOW}"
+
+
+def test_the_longest_answer_of_the_recipe_is_not_cut(nano: Engine) -> None:
+    assert nano.writer is not None
+    tokens = nano.pipeline.tokenizer.tokenizer.encode
+    stages = [f"The scene is {stage} in {light}, while rain is falling." for stage in STAGES.values()
+              for lights in LIGHTS.values() for light in lights]  # fmt: skip
+    finishes = [f"{style} with {finish}." for styles in STYLED.values() for style in styles for finish in FINISHES]
+    longest = sum(max(len(tokens(text).ids) for text in texts)
+                  for texts in (nano.writer.recipe.compositions, stages, finishes))  # fmt: skip
+    assert longest < nano.writer.recipe.longest
+
+
 def request(**changes: object) -> GenerationParams:
     return GenerationParams.parse({"prompt": "a red boat", "size": "square", "steps": 1, "seed": 7} | changes)
 
@@ -235,9 +277,11 @@ def test_the_engine_draws_the_expansion_and_tells_it(nano: Engine) -> None:
     assert set(told) == {"encode", "drawn", "done"}
     expansion = told["done"]
     assert expansion is not None
-    assert expansion.text.startswith("a red boat. The scene is")
+    texts = [expansion.for_seed(seed).text for seed in (7, 8)]
+    assert expansion.text == texts[0] != texts[1]
+    assert all(text.startswith("a red boat. It is ") and ". The scene is " in text for text in texts)
     assert list(seen[-1].timings)[:2] == ["expand", "encode"]
-    alone = request(prompt=expansion.text, prompt_expansion=False, seed=8)
+    alone = request(prompt=texts[1], prompt_expansion=False, seed=8)
     *_, drawn = nano.draw(alone)
     assert drawn.expansion is None
     assert "expand" not in drawn.timings

@@ -7,7 +7,20 @@ from numpy.typing import NDArray
 pytest.importorskip("cv2", reason="the training recipe draws with OpenCV (opencv-python-headless)")
 
 from nano.canvas import CELL, STYLES
-from nano.captions import SEED_PROMPT, WHEN, WHERE, caption, long_caption, short_caption
+from nano.captions import (
+    LIGHTS,
+    SEED_PROMPT,
+    SIZED,
+    SPOT,
+    WHEN,
+    WHERE,
+    caption,
+    continued,
+    long_caption,
+    says_where,
+    short_caption,
+    understated,
+)
 from nano.latents import token_labels
 from nano.picture import draw
 from nano.world import (
@@ -147,6 +160,33 @@ def test_a_short_caption_says_what_nobody_would_expect() -> None:
             assert any(words in text for words in WHEN[scene.time]), text
         if scene.setting not in homes(scene.subjects[0].kind):
             assert any(words in text for words in WHERE[scene.setting]), text
+
+
+def test_an_expanded_caption_says_what_its_prompt_left_open() -> None:
+    rng, left_open = np.random.default_rng(6), 0
+    for _ in range(500):
+        scene = sample_scene(PRACTICE, rng)
+        told = understated(scene, rng)
+        said = short_caption(told, rng)
+        text = continued(said, scene, rng)
+        subject, words = scene.subjects[0], set(text.lower().replace(".", "").split())
+        if len(scene.subjects) == 1 and subject.count == 1:
+            left_open += not says_where(said)
+            assert any(spot in text for spot in SPOT[subject.place]), text
+            assert subject.size == "medium" or words & {*SIZED[subject.size]}, text
+        else:
+            assert " It is " not in text, text
+        if scene.setting != "space":
+            assert any(light in text for light in LIGHTS[scene.time]), text
+    assert left_open > 100
+
+
+def test_two_whose_places_go_unsaid_are_told_from_left_to_right() -> None:
+    rng, pair = np.random.default_rng(7), (Subject("cat", "red", "right"), Subject("dog", "blue", "left"))
+    texts = [short_caption(Scene("snow", "day", pair, 0), rng) for _ in range(100)]
+    unsaid = [text for text in texts if not says_where(text)]
+    assert unsaid
+    assert all(text.index("azure" if "azure" in text else "blue") < text.index(" and ") for text in unsaid)
 
 
 def test_what_has_no_home_is_at_home_in_a_meadow() -> None:

@@ -89,7 +89,7 @@ class Answer:
                 | _base64(picture.data)
                 | self._item(request, picture)
                 | self._told()
-                | {"has_nsfw_concepts": [picture.flagged], "usage": usage | tokens},
+                | {"has_nsfw_concepts": [picture.flagged], "usage": usage | tokens, "prompt": self._drawn(picture)},
             )
             for picture in self.delivered.pictures
         ]
@@ -103,13 +103,17 @@ class Answer:
             "height": params.height,
             "content_type": f"image/{params.output_format}",
             "seed": picture.seed,
-            **self._revised(),
+            **self._revised(picture),
         }
 
-    def _revised(self) -> dict[str, str]:
+    def _revised(self, picture: Delivery) -> dict[str, str]:
         """The prompt that was drawn, where it is another than the one received."""
         expansion = self.delivered.expansion
-        return {"revised_prompt": expansion.text} if expansion and expansion.applied else {}
+        return {"revised_prompt": self._drawn(picture)} if expansion and expansion.applied else {}
+
+    def _drawn(self, picture: Delivery) -> str:
+        expansion = self.delivered.expansion
+        return expansion.for_seed(picture.seed).text if expansion else self.wanted.params.prompt
 
     def _url(self, request: Request, picture: Delivery) -> str:
         assert picture.name is not None, "a picture that is told by its address lies in the store"
@@ -169,7 +173,8 @@ def _with_prompt(kept: dict[str, Any] | None, prompt: str) -> Expansion | None:
     if kept is None:
         return None
     shared = kept.pop("shared", 0)
-    return Expansion(**kept | {"text": prompt[:shared] + kept["text"]})
+    arrangements = tuple(kept.pop("arrangements", ()))
+    return Expansion(**kept | {"text": prompt[:shared] + kept["text"], "arrangements": arrangements})
 
 
 def _usage(credits: int) -> dict[str, Any]:

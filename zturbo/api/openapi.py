@@ -264,7 +264,7 @@ PICTURE = _object(
     height=_whole("Pixels."),
     content_type=_text("The media type of the file.", enum=[f"image/{name}" for name in OUTPUT_FORMATS]),
     seed=_whole("Draws this picture again, alone.", minimum=1),
-    revised_prompt=_text("The prompt as it was drawn, where expansion changed it."),
+    revised_prompt=_text("The prompt as this picture was drawn, where expansion changed it."),
 )
 USAGE = _object(
     ("tokens_used", "credits_used", "usd_spent"),
@@ -423,7 +423,7 @@ def _pictures() -> Json:
         data=_list(PICTURE, "The pictures.") | {"nullable": True},
         images=_list(_ref("Picture"), "The same once more, for clients that read this name."),
         seed=_whole("Of the first picture.", minimum=1),
-        prompt=_text("The prompt that was drawn."),
+        prompt=_text("The prompt that was drawn; of the first picture, where they differ."),
         prompt_expansion=EXPANSION,
         has_nsfw_concepts=_list({"type": "boolean"}, "For each picture, whether the safety checker withheld it."),
         safety=SAFETY,

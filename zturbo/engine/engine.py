@@ -208,12 +208,14 @@ class Engine:
         expansion = None
         if params.prompt_expansion and self.writer is not None:
             yield Progress("expand", 0, images, 0, steps)
-            expansion = work.do("expand", self._expand, self.writer, params.prompt, cancelled)
+            expansion = work.do("expand", self._expand, self.writer, params, cancelled)
         yield Progress("encode", 0, images, 0, steps, expansion=expansion)
-        caption = work.do("encode", pipeline.caption, expansion.text if expansion else params.prompt)
-        pictures = []
+        pictures, encoded = [], ""
         for image in range(images):
             seed = params.seed + image
+            text = expansion.for_seed(seed).text if expansion else params.prompt
+            if text != encoded:
+                caption, encoded = work.do("encode", pipeline.caption, text), text
             yield Progress("denoise", image, images, 0, steps)
             walk = pipeline.denoise(caption, params.width, params.height, steps, seed)
             for _ in range(steps):
@@ -251,9 +253,9 @@ class Engine:
                 "ask for a smaller picture; `zturbo doctor` shows the memory",
             )
 
-    def _expand(self, writer: Writer, prompt: str, cancelled: Callable[[], bool]) -> Expansion:
+    def _expand(self, writer: Writer, params: GenerationParams, cancelled: Callable[[], bool]) -> Expansion:
         with self.pipeline.lanes.alone():
-            return writer.expand(prompt, cancelled)
+            return writer.expand(params.prompt, cancelled).for_seed(params.seed)
 
     def warm_up(self) -> None:
         """On CUDA, expand two prompts, and draw the common shapes once at the level that was made ready."""

@@ -30,7 +30,8 @@ class Progress:
     preview: the picture as the network expects it at this step, where one was asked for.
     pictures: with the stage "drawn" the picture just finished, with "done" all of them.
     timings: only with "done"; seconds by stage, and "total".
-    expansion: with "encode", "drawn" and "done" what became of the prompt, where expansion was asked of the engine.
+    expansion: with "encode", "drawn" and "done" what became of the prompt, where expansion was asked of the engine;
+        its text is the first picture's.
     level: only with "done"; the acceleration level that really drew, where the engine has levels.
     position, expected_s: only with "queued"; how many waiting requests go before this one, and in about how many
         seconds it begins (None while no rate is known).

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-SEED_LIMIT = 2**63
+from zturbo.params import SEED_LIMIT
 
 
 def sigmas(steps: int, shift: float) -> Tensor:

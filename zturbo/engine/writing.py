@@ -1,11 +1,13 @@
 """Details for a prompt from the language model that is in memory anyway: the text encoder, writing.
 
     writer = Writer(pipeline, Instructed(), version)
-    expansion = writer.expand("a cat")     # the same text for the same model, today and tomorrow
+    expansion = writer.expand("a cat")     # the same for the same model, today and tomorrow
+    text = expansion.for_seed(7).text      # what seed 7 draws
 
 The answer is opened with the prompt itself, so the model can only go on from it. Sampling is seeded by the model's
 version, the recipe's and the prompt. The request's seed is left out on purpose: picture i of a request must be what its
-own seed draws alone, and a random seed must not miss the cache.
+own seed draws alone, and a random seed must not miss the cache. A picture's own seed only chooses among the
+compositions that a recipe has.
 """
 
 import hashlib
@@ -26,7 +28,7 @@ from zturbo.errors import Cancelled
 from zturbo.expansion.cache import LeastRecent
 from zturbo.expansion.expansion import Expansion
 from zturbo.expansion.recipes import TRAINED_FILE, Instructed, Recipe, Trained
-from zturbo.expansion.rules import additions, joined, left_alone
+from zturbo.expansion.rules import additions, closed, joined, left_alone
 from zturbo.models.text_encoder import KVCache, Qwen3
 
 TEMPERATURE, TOP_P, TOP_K = 0.7, 0.8, 20
@@ -119,7 +121,7 @@ class Writer:
         if known := self._cache.get(prompt):
             return known.took(time.perf_counter() - start, cached=True)
         try:
-            expansion = Expansion.of(prompt, self._best(prompt, self._answers(prompt, cancelled)), self.name)
+            expansion = self._best(prompt, self._answers(prompt, cancelled))
         except (RuntimeError, ArithmeticError, MemoryError) as error:  # torch's, for want of memory; infinite logits
             reason = f"the language model failed: {type(error).__name__}"
             return Expansion.left(prompt, reason, self.name).took(time.perf_counter() - start)
@@ -135,20 +137,43 @@ class Writer:
         limit = min(MAX_TOKENS, self.pipeline.transformer.config.max_caption_tokens)
         return self.pipeline.tokenizer.encode(prompt, limit + 1).shape[1] + room <= limit
 
-    def _best(self, prompt: str, answers: list[tuple[str, bool]]) -> str:
-        """The answer of which most may be added; the first of equals."""
-        texts = []
-        for answer, whole in answers:
-            sentences = additions(prompt, answer, whole, lambda sentence: self.recipe.allows(prompt, sentence))
-            texts.append(joined(prompt, sentences, self._fits))
-        return max(texts, key=len)
+    def _best(self, prompt: str, answers: list[tuple[str, bool]]) -> Expansion:
+        """The answer of which most may be added, the first of equals; its composition is left to the seed."""
+        answered = [
+            additions(prompt, answer, whole, lambda sentence: self.recipe.allows(prompt, sentence))
+            for answer, whole in answers
+        ]
+        arrangements = self._arrangements(prompt, answered)
+        start, longest = closed(prompt) if arrangements else prompt, max(arrangements, key=len, default="")
+        texts = [
+            joined(
+                start,
+                [sentence for sentence in sentences if sentence not in self.recipe.compositions],
+                lambda text: self._fits(f"{text} {longest}"),
+            )
+            for sentences in answered
+        ]
+        expansion = Expansion.of(prompt, max(texts, key=len), self.name)
+        return expansion.arranged(arrangements, len(start)) if arrangements else expansion
+
+    def _arrangements(self, prompt: str, answered: list[list[str]]) -> tuple[str, ...]:
+        """What a seed may choose from: where most answers tell of a composition, and the prompt leaves open which."""
+        composed = [any(sentence in self.recipe.compositions for sentence in sentences) for sentences in answered]
+        if 2 * sum(composed) <= len(answered):
+            return ()
+        fitting = tuple(
+            one
+            for one in self.recipe.compositions
+            if self.recipe.allows(prompt, one) and self._fits(f"{closed(prompt)} {one}")
+        )
+        return fitting if len(fitting) > 1 else ()
 
     def _answers(self, prompt: str, cancelled: Callable[[], bool]) -> list[tuple[str, bool]]:
         """What the model writes: per candidate its text, and whether it ended by itself."""
         tokenizer = self.pipeline.tokenizer.tokenizer
         read = tokenizer.encode(self.chat(prompt), add_special_tokens=False).ids
         rows = self.write(read, self._chances(prompt), cancelled)
-        return [(self.recipe.lead + tokenizer.decode(row), len(row) < self.recipe.longest) for row in rows]
+        return [(tokenizer.decode(row), len(row) < self.recipe.longest) for row in rows]
 
     @torch.inference_mode()
     def write(self, read: list[int], chances: list[list[float]], cancelled: Callable[[], bool]) -> list[list[int]]:
@@ -190,8 +215,7 @@ class Writer:
         system, user = self.recipe.turns(prompt)
         before = f"<|im_start|>system\n{system}<|im_end|>\n" if system else ""
         thought = "<think>\n\n</think>\n\n" if system else ""
-        opening = f"{self.recipe.opening(prompt)} {self.recipe.lead}".rstrip()
-        return f"{before}{chat_prompt(user)}{thought}{opening}"
+        return f"{before}{chat_prompt(user)}{thought}{self.recipe.opening(prompt)}"
 
     def _chances(self, prompt: str) -> list[list[float]]:
         """One number in [0, 1) per position and candidate, drawn beforehand: no candidate depends on another's end."""

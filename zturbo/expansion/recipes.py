@@ -38,21 +38,21 @@ class Recipe(Protocol):
     def longest(self) -> int:
         """Tokens of an answer, at most."""
 
-    @property
-    def lead(self) -> str:
-        """What the model's own text begins with, "" to leave it free."""
-
     def turns(self, prompt: str) -> tuple[str, str]:
         """What the system says ("" for nothing) and what the user says."""
 
     def opening(self, prompt: str) -> str:
-        """The prompt as the answer begins with it; the lead follows, then the model goes on."""
+        """The prompt as the answer begins with it; the model goes on from there."""
 
     def speaks(self, prompt: str, /) -> bool:
         """Whether the model knows the prompt's language."""
 
     def allows(self, prompt: str, sentence: str, /) -> bool:
         """Whether a sentence, beside what the rules say, may follow the prompt."""
+
+    @property
+    def compositions(self) -> tuple[str, ...]:
+        """Sentences on where a single thing is; where the model writes one, the picture's seed decides which."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Instructed:
 
     words: int = 110
     candidates: int = 1
-    lead: str = ""
+    compositions: tuple[str, ...] = ()
 
     @property
     def longest(self) -> int:
@@ -104,25 +104,29 @@ class Trained:
     """The one form that a small model was trained to answer in, and the facts it can state.
 
     instruction: what the user's turn begins with.
-    lead: how its sentence about the scene begins.
     language: the only one it knows.
     topics: topic -> fact -> the phrases that a prompt says it with ("said"), and those the model writes ("written").
         A topic named in `unsaid` keeps to those facts where the prompt says nothing of it.
     strangers: topic -> words of prompts that say something of it for which the model has no word ("photo"): nothing of
         that topic is written then.
     understood: phrases of prompts that say nothing of the place ("on the left").
+    joints: what stands between those phrases in its sentences ("the scene is", "in"); a sentence of anything else is
+        a slip.
+    compositions: sentences that say where a single thing is and how large. The model writes one where it takes the
+        prompt for one of a single thing; which one, the picture's seed decides.
     """
 
     instruction: str
-    lead: str
     language: str
     topics: Mapping[str, Topic]
     unsaid: Mapping[str, list[str]]
     strangers: Mapping[str, list[str]]
     understood: tuple[str, ...]
+    joints: tuple[str, ...]
+    compositions: tuple[str, ...]
     version: str
     candidates: int = 3
-    longest: int = 48
+    longest: int = 72
 
     @classmethod
     def open(cls, path: Path) -> "Trained":
@@ -136,7 +140,6 @@ class Trained:
             members = json.loads(data)
             return cls(
                 instruction=str(members["instruction"]),
-                lead=str(members["lead"]),
                 language=str(members["language"]),
                 topics={
                     str(topic): {str(fact): {"said": list(one["said"]), "written": list(one["written"])}
@@ -146,6 +149,8 @@ class Trained:
                 unsaid={str(topic): list(facts) for topic, facts in members["unsaid"].items()},
                 strangers={str(topic): list(words) for topic, words in members["strangers"].items()},
                 understood=tuple(map(str, members["understood"])),
+                joints=tuple(map(str, members["joints"])),
+                compositions=tuple(map(str, members["compositions"])),
                 version=hashlib.sha256(data).hexdigest()[:VERSION_DIGITS],
             )  # fmt: skip
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -162,10 +167,18 @@ class Trained:
         return language(prompt) in ("", self.language)
 
     def allows(self, prompt: str, sentence: str, /) -> bool:
-        """It states a fact, and none that the prompt states otherwise; all else the model writes is guessed."""
+        """It states facts and says nothing else, and none that the prompt states otherwise; the rest is guessed."""
         stated = [(topic, fact) for topic, facts in self.topics.items() for fact, phrases in facts.items()
                   if _has_any(sentence, phrases["written"])]  # fmt: skip
-        return bool(stated) and all(self._agrees(prompt, topic, fact) for topic, fact in stated)
+        known = bool(stated) and not re.search(r"\w", self._phrase.sub(" ", sentence))
+        return known and all(self._agrees(prompt, topic, fact) for topic, fact in stated)
+
+    @cached_property
+    def _phrase(self) -> re.Pattern[str]:
+        """Any phrase that the model writes, the longest first."""
+        written = {one for facts in self.topics.values() for phrases in facts.values() for one in phrases["written"]}
+        phrases = sorted({*written, *self.joints}, key=len, reverse=True)
+        return re.compile("|".join(rf"\b{re.escape(phrase)}\b" for phrase in phrases), re.IGNORECASE)
 
     def _agrees(self, prompt: str, topic: str, fact: str) -> bool:
         text = prompt if topic in self.unsaid else self._about_the_place(prompt)
