@@ -4,12 +4,12 @@
 
 The judge comes from `python -m nano.evaluate`, which also states how often it is right. Pictures are drawn by the
 engine as a server draws them. Each prompt counts once with and once without, so the difference is of pairs; its
-standard error says how much of it is chance.
+standard error says how much of it is chance. How much seeds of one prompt differ is measured as well.
 """
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -21,6 +21,7 @@ from bench.report import publish
 from nano.captions import caption, says_where
 from nano.config import PROFILES, Profile
 from nano.evaluate import (
+    SEEDS,
     Judge,
     Verdict,
     bare_prompt,
@@ -30,6 +31,7 @@ from nano.evaluate import (
     plain_prompt,
     rates,
     seen_in,
+    spread,
     unseen,
 )
 from nano.world import CREATURES, Scene
@@ -37,6 +39,7 @@ from zturbo.engine.engine import Engine
 from zturbo.params import ACCELERATIONS, GenerationParams
 
 Row = dict[str, bool]
+VARIED = 16  # prompts, at most, whose seeds are compared with each other
 
 
 def prompts(profile: Profile, count: int) -> dict[str, list[tuple[str, Scene]]]:
@@ -59,28 +62,29 @@ def right(seen: Verdict, prompt: str, scene: Scene) -> Row:
 
 
 def follow(
-    engine: Engine,
-    judge: Judge,
-    rows: Sequence[tuple[str, Scene]],
-    size: int,
-    acceleration: str,
-    expand: bool,
+    engine: Engine, judge: Judge, rows: Sequence[tuple[str, Scene]], way: Mapping[str, object]
 ) -> tuple[list[Row], int]:
-    """What is right in the picture of each prompt, and how many prompts were expanded."""
+    """What is right in the picture of each prompt, and how many prompts were expanded.
+
+    way: the members of a request beside prompt and seed.
+    """
     found: list[Row] = []
     expanded = 0
     for seed, (prompt, scene) in enumerate(rows, start=1):
-        request = {
-            "prompt": prompt,
-            "size": f"{size}x{size}",
-            "seed": seed,
-            "acceleration": acceleration,
-            "prompt_expansion": expand,
-        }
-        *_, done = engine.draw(GenerationParams.parse(request))
+        *_, done = engine.draw(GenerationParams.parse({**way, "prompt": prompt, "seed": seed}))
         expanded += done.expansion is not None and done.expansion.applied
         found.append(right(seen_in(judge, done.pictures[0].pixels), prompt, scene))
     return found, expanded
+
+
+def seeds_differ(engine: Engine, rows: Sequence[tuple[str, Scene]], way: Mapping[str, object]) -> float:
+    """How far apart the pictures of one prompt at several seeds are, of 255, in the mean of the prompts."""
+    apart = []
+    for prompt, _ in rows:
+        request = GenerationParams.parse({**way, "prompt": prompt, "seed": 1, "num_images": SEEDS})
+        *_, done = engine.draw(request)
+        apart.append(spread([picture.pixels for picture in done.pictures]))
+    return float(np.mean(apart))
 
 
 def difference(without: Sequence[Row], with_it: Sequence[Row]) -> tuple[float, float]:
@@ -105,16 +109,25 @@ def main() -> None:
     for name, rows in prompts(profile, arguments.prompts).items():
         both: list[list[Row]] = []
         for expand in (False, True):
-            found, expanded = follow(engine, judge, rows, arguments.size, arguments.acceleration, expand)
+            way = {
+                "size": f"{arguments.size}x{arguments.size}",
+                "acceleration": arguments.acceleration,
+                "prompt_expansion": expand,
+            }
+            found, expanded = follow(engine, judge, rows, way)
             both.append(found)
             gain, error = difference(both[0], found)
             table.append(
                 {"prompts": name, "expansion": "on" if expand else "off", "expanded": expanded}
                 | {key: round(value, 1) for key, value in rates(found).items()}
                 | {"mean gain, points": round(gain, 2), "standard error": round(error, 2)}
+                | {"seeds differ": round(seeds_differ(engine, rows[:VARIED], way), 1)}
             )
             print(table[-1], flush=True)
-    note = f"percent right at {arguments.size}x{arguments.size}, 8 steps, acceleration {arguments.acceleration}"
+    note = (
+        f"percent right at {arguments.size}x{arguments.size}, 8 steps, acceleration {arguments.acceleration}; "
+        f"seeds differ: a pixel of two of {SEEDS} seeds, seen from afar, of 255, {VARIED} prompts"
+    )
     publish("following", engine.machine, table, note)
 
 

@@ -33,6 +33,8 @@ def test_compares_pairs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     ]
     assert rows[0]["expanded"] == rows[0]["mean gain, points"] == 0
     assert rows[1]["expanded"] > 0
+    few, expanded = (row["seeds differ"] for row in rows[-2:])
+    assert expanded > few > 0, "each seed has a composition of its own where the prompt names none"
 
 
 def test_a_bare_prompt_says_neither_place_nor_clothes() -> None:
