@@ -124,8 +124,8 @@ def test_several_pictures_and_json(run: Callable[..., Told], one_step: list[str]
     summary = json.loads(told.out)
     assert told.out.count("\n") == 1
     assert summary["images"] == [
-        {"path": "a-1.png", "seed": 7, "flagged": False}, {"path": "a-2.png", "seed": 8, "flagged": False}
-    ]  # fmt: skip
+        {"path": f"a-{i}.png", "seed": 6 + i, "flagged": False, "drawn_prompt": PROMPT} for i in (1, 2)
+    ]
     assert (summary["prompt"], summary["width"], summary["height"]) == (PROMPT, 512, 512)
     assert (summary["steps"], summary["model"], summary["version"]) == (1, "tiny", zturbo.__version__)
     assert summary["model_version"].startswith("tiny@")

@@ -40,8 +40,8 @@ def test_a_flagged_picture_is_black_and_told(
     told = run(*one_step, "--seed", "7", "-n", "2", "--output", "a.png", "--json", *quiet)
     assert told.code == 0
     assert json.loads(told.out)["images"] == [
-        {"path": "a-1.png", "seed": 7, "flagged": True}, {"path": "a-2.png", "seed": 8, "flagged": True},
-    ]  # fmt: skip
+        {"path": f"a-{i}.png", "seed": 6 + i, "flagged": True, "drawn_prompt": PROMPT} for i in (1, 2)
+    ]
     line = "zturbo: seed 7 is withheld by the safety checker stub (score 0.90, threshold 0.5): it is a black picture\n"
     assert line in told.err
     assert not np.asarray(Image.open("a-1.png")).any()
