@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ import torch
 from nano.captions import FINISHES, LIGHTS, STAGES, STYLED
 from tests import reference
 from zturbo.engine.engine import Engine, LoadOptions, build_pipeline, complete
+from zturbo.engine.pipeline import Pipeline
 from zturbo.engine.plan import Placement
 from zturbo.engine.writing import FOREIGN, NO_ROOM, Writer, open_writer, pick
 from zturbo.errors import Cancelled, ConfigError
@@ -288,6 +290,25 @@ def test_the_engine_draws_the_expansion_and_tells_it(nano: Engine) -> None:
     assert (drawn.pictures[0].pixels == seen[-1].pictures[1].pixels).all(), "picture 2 is its own seed's, drawn alone"
     *_, again = nano.draw(request(seed=8))
     assert (again.pictures[0].pixels == seen[-1].pictures[1].pixels).all()
+
+
+@pytest.mark.parametrize("expand", [False, True])
+def test_a_prompt_without_a_word_is_drawn(nano: Engine, expand: bool) -> None:
+    *_, drawn = nano.draw(request(prompt="", prompt_expansion=expand))
+    assert len(drawn.pictures) == 1
+
+
+def test_pictures_of_one_text_are_encoded_once(nano: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    caption = type(nano.pipeline).caption
+
+    def noted(pipeline: Pipeline, prompt: str) -> Any:
+        asked.append(prompt)
+        return caption(pipeline, prompt)
+
+    monkeypatch.setattr(type(nano.pipeline), "caption", noted)
+    list(nano.draw(request(prompt="a red boat", prompt_expansion=False, num_images=3)))
+    assert asked == ["a red boat"]
 
 
 def test_the_engine_expands_only_where_it_is_wanted(nano: Engine) -> None:

@@ -210,7 +210,7 @@ class Engine:
             yield Progress("expand", 0, images, 0, steps)
             expansion = work.do("expand", self._expand, self.writer, params, cancelled)
         yield Progress("encode", 0, images, 0, steps, expansion=expansion)
-        pictures, encoded = [], ""
+        pictures, encoded = [], None
         for image in range(images):
             seed = params.seed + image
             text = expansion.for_seed(seed).text if expansion else params.prompt
