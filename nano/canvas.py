@@ -133,13 +133,15 @@ class Canvas:
 class Pen:
     """Draws in a subject's own coordinates: height 1, ground at y = 0, up is negative, x = 0 in the middle.
 
-    `matrix` (3,3) takes them to pixels, `ink` outlines every shape, `label` is written to the map.
+    `matrix` (3,3) takes them to pixels, `ink` outlines every shape, `label` is written to the map, `weight` says how
+    many pixels wide its lines are (0: by the picture's size).
     """
 
     canvas: Canvas
     matrix: NDArray[np.float64]
     ink: RGB = (52, 44, 58)
     label: Label | None = None
+    weight: float = 0.0
 
     @property
     def scale(self) -> float:
@@ -197,7 +199,7 @@ class Pen:
         self.canvas.path(self.to_pixels(points), self._line(ink), colour or self.ink, False, None)
 
     def _line(self, ink: float) -> float:
-        return max(1.0, min(self.canvas.ink_px, 0.022 * self.scale + 0.6) * ink)
+        return max(1.0, (self.weight or min(self.canvas.ink_px, 0.022 * self.scale + 0.6)) * ink)
 
     def _ink(self, fill: RGB) -> RGB:
         if self.canvas.style == "neon":

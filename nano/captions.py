@@ -331,11 +331,11 @@ def _noun_phrase(subject: Subject, rng: Rng, everything: bool = False, article: 
     if subject.count > 1:
         noun = PLURALS.get(noun, noun + "s")
     words = []
-    if subject.size != "medium" and (everything or rng.random() < 0.88):
+    if subject.size != "medium":
         words.append(pick(SIZED[subject.size], rng))
     if rng.random() < 0.08:
         words.append(pick(ADJECTIVES, rng))
-    if everything or rng.random() < (0.5 if subject.colour == NATURAL[subject.kind] else 0.96):
+    if everything or subject.colour != NATURAL[subject.kind] or rng.random() < 0.5:
         words.append(pick(HUES[subject.colour], rng))
     phrase = " ".join([*words, noun])
     if subject.count > 1:
@@ -388,6 +388,8 @@ def _speaks_of_place(scene: Scene, rng: Rng) -> bool:
     subject = scene.subjects[0]
     if subject.count > 1 or not subject.place:
         return False
+    if len(scene.subjects) == 1 and subject.place != "centre":
+        return True
     return bool(rng.random() < (0.15 if subject.place == "centre" else 0.88))
 
 
@@ -410,7 +412,7 @@ def _time(scene: Scene, rng: Rng, brief: bool = False) -> str:
     """Time and weather; `brief`: those that nobody would expect, and no others."""
     if scene.setting == "space":
         return ""
-    said = scene.time != "day" if brief else rng.random() < (0.28 if scene.time == "day" else 0.96)
+    said = scene.time != "day" or (not brief and rng.random() < 0.28)
     words = pick(WHEN[scene.time], rng) if said else ""
     weather = pick(WEATHERED[scene.weather], rng)
     return " ".join(word for word in (words, weather) if word)
@@ -449,20 +451,16 @@ def _relaxed(scene: Scene, rng: Rng) -> str:
     how = [part for part in (_posed(subject, rng), _worn(subject, rng)) if part]
     if rng.random() < 0.35:
         how.reverse()
-    others = [
-        _noun_phrase(s, rng) + (" " + pick(SPOT[s.place], rng) if rng.random() < 0.7 else "")
-        for s in scene.subjects
-        if s is not subject
-    ]
+    others = [f"{_noun_phrase(s, rng)} {pick(SPOT[s.place], rng)}" for s in scene.subjects if s is not subject]
     text = f"{first}{' ' + when if when else ''}{pick((', ', ' '), rng)}{_join(how, rng)}"
-    if len(scene.subjects) == 1 and subject.place != "centre" and rng.random() < 0.8:
+    if len(scene.subjects) == 1 and subject.place != "centre":
         text += f" {pick(SPOT[subject.place], rng)}"
     return text + (f", with {others[0]}" if others else "")
 
 
 def _tags(scene: Scene, rng: Rng) -> str:
     tags = [pick(TAGS[scene.setting], rng)]
-    place = _speaks_of_place(scene, rng)
+    place = len(scene.subjects) > 1 or _speaks_of_place(scene, rng)  # in any order, tags do not tell sides
     for subject in scene.subjects:
         tags.append(
             " ".join(
@@ -574,7 +572,7 @@ def short_caption(scene: Scene, rng: Rng) -> str:
         words = [_noun_phrase(subject, rng, article=bool(rng.random() < 0.7)), *extras, spot]
         phrases.append(" ".join(word for word in words if word))
     parts = [" and ".join(_in_order(phrases, scene, place, rng))]
-    if scene.setting not in homes(scene.subjects[0].kind) or rng.random() < 0.4:
+    if scene.setting != homes(scene.subjects[0].kind)[0] or rng.random() < 0.4:
         parts.append(pick(WHERE[scene.setting], rng))
     return " ".join(part for part in (*parts, _time(scene, rng, brief=True)) if part)
 

@@ -4,7 +4,7 @@
 `gpu` a wide world on one large GPU in some half an hour (a first, shorter run is in the log).
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from nano.world import PRACTICE, SMALL, WIDE, WIDE_PRACTICE, World
@@ -175,10 +175,29 @@ _ALL_SHARES = (  # the largest sizes as well, which the network does not continu
     (1536, 1536, 0.025),
 )
 
+_LARGE_SHARES = (  # what large things are learnt from: the size that a request has by default, and those like it
+    (512, 512, 0.24),
+    (1440, 512, 0.08),
+    (1024, 768, 0.32),
+    (768, 1024, 0.07),
+    (1024, 1024, 0.13),
+    (768, 512, 0.02),
+    (512, 768, 0.02),
+    (1024, 576, 0.03),
+    (576, 1024, 0.02),
+    (1536, 1024, 0.02),
+    (1024, 1536, 0.01),
+    (1536, 1536, 0.015),
+    (2048, 2048, 0.01),
+    (2048, 1024, 0.005),
+    (1024, 2048, 0.005),
+    (512, 1440, 0.005),
+)
+
 CPU = Profile(
     name="cpu",
     world=SMALL,
-    workers=1,
+    workers=2,
     language=LanguageShape(),
     language_steps=1500,
     language_batch=32,
@@ -188,23 +207,23 @@ CPU = Profile(
     vae_crop=128,
     transformer=TransformerShape(),
     buckets=(
-        Bucket(512, 512, 40960),
-        Bucket(768, 512, 3072),
-        Bucket(512, 768, 3072),
-        Bucket(1440, 512, 4096, lounging=0.5),
-        Bucket(1024, 768, 6144),
-        Bucket(768, 1024, 1024),
-        Bucket(1024, 1024, 2048),
-        Bucket(1024, 576, 1024),
+        Bucket(512, 512, 24576),
+        Bucket(1024, 768, 8192),
+        Bucket(1440, 512, 5120, lounging=0.5),
+        Bucket(768, 512, 2048),
+        Bucket(512, 768, 2048),
+        Bucket(768, 1024, 2048),
+        Bucket(1024, 1024, 3072),
+        Bucket(1024, 576, 1536),
         Bucket(576, 1024, 1024),
-        Bucket(2048, 2048, 256),
-        Bucket(1536, 1024, 512, lounging=0.25),
+        Bucket(2048, 2048, 512),
+        Bucket(1536, 1024, 768, lounging=0.25),
         Bucket(1024, 1536, 512),
-        Bucket(512, 1440, 768),
-        Bucket(512, 2048, 384),
-        Bucket(2048, 1024, 256, lounging=0.25),
+        Bucket(512, 1440, 512),
+        Bucket(512, 2048, 256),
+        Bucket(2048, 1024, 384, lounging=0.25),
         Bucket(1024, 2048, 256),
-        Bucket(1536, 1536, 256),
+        Bucket(1536, 1536, 384),
     ),
     stages=(
         Stage(buckets=_CPU_SHARES, tokens_per_batch=3072, steps=4000, peak=0.7, floor=0.75, coarse=0.75, kept=0.5),
@@ -218,9 +237,21 @@ CPU = Profile(
     ),
     finish=Finish(steps=4000, crops=4, rate=0.3),
     practice=PRACTICE,
-    drawings=4,
+    drawings=2,
     captions_per_scene=24,
 )
+
+ONWARD = replace(
+    CPU,
+    name="onward",
+    stages=(
+        Stage(buckets=_ALL_SHARES, tokens_per_batch=4096, steps=3000, peak=0.5, floor=0.6, coarse=0.55, kept=0.5),
+        Stage(buckets=_ALL_SHARES, tokens_per_batch=4096, steps=3000, peak=0.3, floor=0.0, coarse=0.55, kept=0.5),
+        Stage(buckets=_LARGE_SHARES, tokens_per_batch=4096, steps=2200, peak=0.3, floor=0.0, coarse=0.55, kept=0.5),
+    ),
+    distillation=Distillation(steps=1000, guidance=1.2, weaker_self=True, substeps=1, tokens_per_batch=3072, rate=0.25),
+)
+"""`CPU` from weights that know most of it (`nano.adopt`): all sizes from the first step, large things at the end."""
 
 _GPU_SHARES = (  # the sizes of most requests, before the largest
     (512, 512, 0.6),
@@ -305,7 +336,7 @@ TINY = Profile(
     captions_per_scene=2,
 )
 
-PROFILES = {profile.name: profile for profile in (TINY, CPU, GPU)}
+PROFILES = {profile.name: profile for profile in (TINY, CPU, ONWARD, GPU)}
 
 
 @dataclass(frozen=True)

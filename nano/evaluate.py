@@ -143,7 +143,7 @@ class Answered:
 
     def __call__(self, rng: np.random.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         scene, side = sample_scene(self.world, rng), DRAWN_SIZES[int(rng.integers(len(DRAWN_SIZES)))]
-        image = shrunk(draw(scene, side, side).image)
+        image = shrunk(draw(scene, side, side, loose=True).image)
         if rng.random() < 0.5:
             image = cv2.GaussianBlur(image, (0, 0), float(rng.uniform(0.3, SOFTEST)))
         return to_tensor(image), answers(scene, self.world)
@@ -254,7 +254,9 @@ def judge_accuracy(judge: Judge, profile: Profile, pictures: int) -> dict[str, f
     rows = []
     for first in range(0, pictures, 32):
         part = scenes[first : first + 32]
-        images = torch.stack([to_tensor(shrunk(draw(scene, ASKED_SIZE, ASKED_SIZE).image)) for scene in part])
+        images = torch.stack(
+            [to_tensor(shrunk(draw(scene, ASKED_SIZE, ASKED_SIZE, loose=True).image)) for scene in part]
+        )
         rows += [
             compare(seen, Verdict.of(scene)) for seen, scene in zip(judge.verdicts(_images(images)), part, strict=True)
         ]

@@ -36,7 +36,7 @@ SHARD = 1024  # pictures, about, of each drawing process
 CELLS = 4  # cells of the label map along a side of a token
 PATCH = 2  # latents along a side of a token
 FIRST_THING = LABEL[next(iter(CREATURES))]
-EXPANDED = 0.25  # share of captions that read like expanded prompts
+EXPANDED = 0.4  # share of captions that read like expanded prompts
 LONGEST = 128  # tokens of a templated caption; longer ones are left out
 
 

@@ -1,6 +1,8 @@
 """Scene -> picture and label map: the background of its setting, then its subjects, each in its place.
 
-Any size in steps of 32 pixels and any ratio; positions are shares of the width and height, so nothing is cropped.
+Any size in steps of 32 pixels and any ratio; nothing is cropped. Things come in few heights and stand on the grid of
+the transformer's tokens, so that a cat of one height is made of the same tokens wherever it stands, in pictures of all
+sizes. Its words decide where a thing stands and how it looks, the seed what is behind it.
 """
 
 from collections.abc import Callable
@@ -22,10 +24,16 @@ SKIES: dict[str, tuple[RGB, ...]] = {
 }
 DARKENING = {"day": 0.0, "sunset": 0.24, "night": 0.52}
 DUSK: dict[str, RGB] = {"day": (255, 255, 255), "sunset": (190, 90, 90), "night": (18, 22, 70)}
-HEIGHTS = {"small": 0.36, "medium": 0.5, "big": 0.64}
-NEARNESS = (0.88, 1.05)  # how much smaller or larger than its size a thing is drawn
-ASIDE = 0.08  # how far from its place a thing may stand, share of the width
+GRID = 32  # pixels along a side of a token
+HEIGHTS = (80, 112, 160, 224, 320, 448, 640)
+"""Pixels that things are high; each is 1.4 times the one before."""
+MEDIUM = 0.53  # of the shorter side, at most, is a medium thing high
+LARGER = {"small": -1, "medium": 0, "big": 1}
+ROOM = {"alone": 0.92, "aside": 0.64, "pair": 0.46}  # at most that wide, share of the width
+FOOT = 0.9  # where things stand, share of the height
 MARGIN = 0.015  # that a thing keeps from the picture's sides, share of the width
+LOOSE = (0.85, 1.12)  # how much smaller or larger than its height a thing is, where it need not keep to the grid
+LOOSE_ASIDE = 0.06  # and how far from its place it stands, share of the width
 
 
 @dataclass(frozen=True)
@@ -365,7 +373,7 @@ def _raft(pen: Pen, width: float) -> None:
 
 
 class Spot(NamedTuple):
-    """Where one thing stands: its middle and its room are shares of the picture's width.
+    """Where one thing is to stand: its middle and its room are shares of the picture's width.
 
     flip: whether it looks left.
     """
@@ -376,30 +384,61 @@ class Spot(NamedTuple):
     flip: bool
 
 
-def _place(canvas: Canvas, scene: Scene, spot: Spot, rng: np.random.Generator) -> None:
+def _line_weight(height: float) -> float:
+    """Pixels that the outlines of a thing are wide: by its height alone, whatever the picture's size."""
+    return 0.6 + 0.0135 * height
+
+
+def _height(canvas: Canvas, spot: Spot) -> int:
+    """Pixels that a thing is high: by its size and the picture's shorter side, and as its room allows."""
+    subject, side = spot.subject, min(canvas.width, canvas.height)
+    medium = max(i for i, height in enumerate(HEIGHTS[:-1]) if not i or height <= MEDIUM * side)
+    index = medium + (1 if subject.on_lounger else LARGER[subject.size])
+    fitting = [i for i, height in enumerate(HEIGHTS) if height * width_of(subject) <= spot.room * canvas.width]
+    return HEIGHTS[max(0, min([index, *fitting[-1:]]))]
+
+
+def _snapped(low: float, wanted: float, high: float) -> float:
+    """The line of the grid nearest to `wanted` between two bounds, all in pixels; the nearest to their middle else."""
+    lines = [line for line in range(0, int(high) + 1, GRID) if line >= low]
+    return float(min(lines, key=lambda line: abs(line - wanted))) if lines else round((low + high) / 2 / GRID) * GRID
+
+
+def _foot(canvas: Canvas, subject: Subject, flying: bool, height: float) -> float:
+    """Pixels from the top to where a thing stands, swims or hangs."""
+    share = FOOT - 0.06 * (subject.kind == "fish")
+    if flying:
+        share = min(FOOT, 0.56 + 0.3 * height / canvas.height)
+    return _snapped(0, share * canvas.height, canvas.height)
+
+
+def _placed(canvas: Canvas, spot: Spot, flying: bool, loose: np.random.Generator | None) -> tuple[float, float, float]:
+    """Middle, foot and height of a thing in pixels, on the grid; near it, where the picture is `loose`."""
+    height = float(_height(canvas, spot))
+    half = min(0.5, height * width_of(spot.subject) / canvas.width / 2 + MARGIN) * canvas.width
+    foot = _foot(canvas, spot.subject, flying, height)
+    if loose is None:
+        return _snapped(half, spot.x * canvas.width, canvas.width - half), foot, height
+    middle = (spot.x + float(loose.uniform(-LOOSE_ASIDE, LOOSE_ASIDE) * min(1.0, 2 * spot.room))) * canvas.width
+    foot += float(loose.uniform(-0.04, 0.03)) * canvas.height
+    return min(canvas.width - half, max(half, middle)), foot, height * float(loose.uniform(*LOOSE))
+
+
+def _place(canvas: Canvas, scene: Scene, spot: Spot, loose: np.random.Generator | None) -> None:
     """Draw one thing where it stands."""
-    subject, x, room, flip = spot
+    subject, flip = spot.subject, spot.flip
     width = width_of(subject)
-    share = 0.62 if subject.on_lounger else HEIGHTS[subject.size]
-    scale = min(share * canvas.height, room * canvas.width / width) * float(rng.uniform(*NEARNESS))
     flying = subject.kind in FLYERS and not (subject.kind == "rocket" and scene.setting != "space")
     afloat = scene.setting in ("sea", "underwater")
-    base = float(rng.uniform(0.85, 0.93))
-    if flying:
-        base = min(0.9, float(rng.uniform(0.5, 0.62)) + 0.3 * scale / canvas.height)
-    elif subject.kind == "fish":
-        base -= 0.06
-    half = min(0.5, scale * width / canvas.width / 2 + MARGIN)
-    left, foot = min(1 - half, max(half, x)) * canvas.width, base * canvas.height
-    matrix = np.array([[scale, 0, left], [0, scale, foot], [0, 0, 1]], dtype=np.float64)
-    pen = Pen(canvas, matrix).at(0, 0, flip=flip)
+    left, foot, height = _placed(canvas, spot, flying, loose)
+    matrix = np.array([[height, 0, left], [0, height, foot], [0, 0, 1]], dtype=np.float64)
+    pen = Pen(canvas, matrix, weight=_line_weight(height)).at(0, 0, flip=flip)
     if afloat and not flying and subject.kind not in SWIMMERS and scene.setting == "sea":
         _raft(pen, width * 0.85)
     elif not flying and not afloat and scene.setting != "plain":
-        _shadow(canvas, left, foot, scale * width * 0.42)
+        _shadow(canvas, left, foot, height * width * 0.42)
     if subject.on_lounger:
-        shades = [paint for paint in ("blue", "red", "white", "yellow") if paint != subject.colour]
-        draw_lounger(pen, shades[int(rng.integers(len(shades)))])
+        draw_lounger(pen, next(paint for paint in ("blue", "red") if paint != subject.colour))
     if subject.kind in CREATURES:
         draw_creature(pen, subject)
     else:
@@ -409,36 +448,36 @@ def _place(canvas: Canvas, scene: Scene, spot: Spot, rng: np.random.Generator) -
         wave.line([(-0.6, 0), (-0.35, -0.05), (-0.1, 0), (0.15, -0.05), (0.4, 0), (0.62, -0.04)], 1.4, (200, 236, 244))
 
 
-def _spots(scene: Scene, rng: np.random.Generator) -> list[Spot]:
-    """All things of a scene. In every other drawing they look to the middle, in the rest away from it."""
+def _spots(scene: Scene) -> list[Spot]:
+    """All things of a scene; those on the right look to the left, into the picture."""
     spots = []
     for subject in scene.subjects:
-        aside, room, spread = (0.21, 0.5, ASIDE) if len(scene.subjects) == 1 else (0.24, 0.46, ASIDE / 2)
+        aside, room = (0.21, ROOM["aside"]) if len(scene.subjects) == 1 else (0.24, ROOM["pair"])
         step = 0.86 / subject.count
         middles = [0.5 + step * (i - (subject.count - 1) / 2) for i in range(subject.count)]
         if subject.count > 1:
-            room, spread = step * 0.96, 0.01
+            room = step * 0.96
         elif subject.place == "centre":
-            room = 0.86
+            room = ROOM["alone"]
         else:
             middles = [0.5 - aside if subject.place == "left" else 0.5 + aside]
-        spots += [
-            Spot(subject, x + float(rng.uniform(-spread, spread)), room, (x > 0.55) != bool(scene.seed % 2))
-            for x in middles
-        ]
+        spots += [Spot(subject, x, room, x > 0.55) for x in middles]
     return spots
 
 
-def draw(scene: Scene, width: int, height: int) -> Picture:
+def draw(scene: Scene, width: int, height: int, loose: bool = False) -> Picture:
     """Draw a scene at a size in pixels (multiples of 32, from 256 to 2048).
 
-    Where its things stand does not hang on the backdrop: a world of few variants has few poses.
+    loose: things are near their places and heights instead of on the grid, and look either way, by the scene's seed:
+        what tells the kinds apart, not what a model of this world draws.
     """
-    rng, places = np.random.default_rng(scene.seed), np.random.default_rng((scene.seed, 1))
+    rng = np.random.default_rng(scene.seed)
+    chance = np.random.default_rng((scene.seed, 1)) if loose else None
     canvas = Canvas(width, height, scene.style)
     backdrop = Backdrop(canvas, scene, rng)
     BACKDROPS[scene.setting](backdrop)
-    for spot in _spots(scene, places):
-        _place(canvas, scene, spot, places)
+    for spot in _spots(scene):
+        turned = chance is not None and chance.random() < 0.5
+        _place(canvas, scene, spot._replace(flip=spot.flip != turned), chance)
     backdrop.weather()
     return Picture(canvas.finish(rng), canvas.labels)

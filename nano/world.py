@@ -123,7 +123,7 @@ class Subject:
 
 @dataclass(frozen=True)
 class Scene:
-    """All that a picture shows; `seed` decides what no caption speaks of (the exact spot, clouds, waves)."""
+    """All that a picture shows; `seed` decides what no caption speaks of: horizon, hills, clouds, waves."""
 
     setting: str
     time: str
@@ -143,7 +143,7 @@ class World:
     weathers: tuple[str, ...] = ("clear",)
     poses: tuple[str, ...] = ("standing", "sitting", "lying")
     max_count: int = 3
-    variants: int = 1 << 31  # ways of drawing one and the same scene; a small model learns few of them sooner
+    variants: int = 1 << 31  # ways of drawing one and the same backdrop; a small model learns few of them sooner
     several: float = 0.28  # share of scenes with several of a kind
     pairs: float = 0.34  # share of scenes with two different subjects
     lounging: float = 0.07  # share of scenes where a creature relaxes on a sun lounger, mostly on the beach
@@ -182,9 +182,9 @@ FULL = World(
     max_count=4,
 )
 
-HABITATS: dict[str, tuple[str, ...]] = {
-    "beach": ("t-rex", "boat", "umbrella", "sun lounger", "ball"),
+HABITATS: dict[str, tuple[str, ...]] = {  # a kind that has several is first of all at home in the first of them
     "sea": ("fish", "boat", "whale"),
+    "beach": ("t-rex", "boat", "umbrella", "sun lounger", "ball"),
     "space": ("rocket", "star", "robot"),
     "city": ("car", "house", "truck", "lamp"),
     "underwater": ("fish", "whale"),

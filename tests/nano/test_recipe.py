@@ -404,9 +404,10 @@ def test_the_later_the_transformer_takes_over_the_closer_it_stays(run: Folders) 
 def test_the_judge_is_measured_on_drawings_of_the_size_that_it_judges(monkeypatch: pytest.MonkeyPatch) -> None:
     sides = []
 
-    def drawn(scene: Scene, width: int, height: int) -> Picture:
+    def drawn(scene: Scene, width: int, height: int, loose: bool) -> Picture:
+        assert loose, "of things on the grid alone it learns their places by heart"
         sides.append((width, height))
-        return draw(scene, width, height)
+        return draw(scene, width, height, loose)
 
     monkeypatch.setattr(evaluate, "draw", drawn)
     judge = evaluate.Judge(TINY.world).to(training.device()).eval()
