@@ -388,9 +388,9 @@ def _speaks_of_place(scene: Scene, rng: Rng) -> bool:
     subject = scene.subjects[0]
     if subject.count > 1 or not subject.place:
         return False
-    if len(scene.subjects) == 1 and subject.place != "centre":
-        return True
-    return bool(rng.random() < (0.15 if subject.place == "centre" else 0.88))
+    if subject.place == "centre":
+        return bool(rng.random() < 0.15)
+    return len(scene.subjects) == 1 or bool(rng.random() < 0.88)
 
 
 def _in_order(phrases: list[str], scene: Scene, place: bool, rng: Rng) -> list[str]:

@@ -1,7 +1,8 @@
 """The sizes and budgets of a training, in one table: a profile per machine. Every script takes `--profile`.
 
 `tiny` rehearses the whole chain in a minute (the tests run it), `cpu` trains a small world on two cores in some hours,
-`gpu` a wide world on one large GPU in some half an hour (a first, shorter run is in the log).
+`onward` goes on from such weights, `gpu` trains a wide world on one large GPU in some half an hour (a first, shorter
+run is in the log).
 """
 
 from dataclasses import dataclass, field, replace

@@ -1,5 +1,7 @@
 """The drawn world: scenes, captions, pictures and layouts. Checks facts of the data, not its beauty."""
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -8,6 +10,7 @@ pytest.importorskip("cv2", reason="the training recipe draws with OpenCV (opencv
 
 from nano.canvas import CELL, STYLES
 from nano.captions import (
+    HUES,
     LIGHTS,
     SEED_PROMPT,
     SIZED,
@@ -71,13 +74,10 @@ def test_heads_have_a_label_of_their_own_above_the_body(kind: str) -> None:
     assert head.mean() < body.mean()
 
 
-def _cells(scene: Scene, kind: str, loose: bool = False) -> NDArray[np.bool_]:
-    return draw(scene, 512, 512, loose).labels[..., 0] == LABEL[kind]
-
-
 def test_neither_seeds_nor_settings_move_things_unless_loose() -> None:
     def car(setting: str, seed: int, loose: bool = False) -> NDArray[np.bool_]:
-        return _cells(Scene(setting, "day", (Subject("car", "red"),), seed), "car", loose)
+        labels = draw(Scene(setting, "day", (Subject("car", "red"),), seed), 512, 512, loose).labels
+        return labels[..., 0] == LABEL["car"]
 
     assert np.array_equal(car("meadow", 0), car("city", 1))
     assert np.array_equal(car("meadow", 0, loose=True), car("city", 0, loose=True))
@@ -168,6 +168,18 @@ def test_captions_vary_and_keep_the_seed_prompt_for_measuring() -> None:
     texts = {caption(scene, rng) for _ in range(2000)}
     assert len(texts) > 1500
     assert not {text.lower().rstrip(".") for text in texts} & {SEED_PROMPT.lower().rstrip(".")}
+
+
+@pytest.mark.parametrize("worded", [caption, short_caption])
+def test_captions_leave_out_only_what_goes_without_saying(worded: Callable[[Scene, np.random.Generator], str]) -> None:
+    rng = np.random.default_rng(7)
+    scene = Scene("snow", "night", (Subject("cat", "blue", "left", size="big"),), seed=0)
+    for _ in range(200):
+        text = worded(scene, rng).lower()
+        assert "left" in text
+        assert any(size in text for size in SIZED["big"])
+        assert any(hue in text for hue in HUES["blue"])
+        assert "night" in text or "moon" in text  # every wording of the night; a stranger may stand within it
 
 
 def test_long_caption_names_everything() -> None:
