@@ -2,7 +2,7 @@
 
     python -m bench.following --judge nano-run/judge.pt [--prompts 200] [--model zturbo/embedded/nano]
 
-The judge comes from `python -m nano.evaluate`, which also states how often it is right. Pictures are drawn by the
+The judge comes from `python -m nano.judge`, which also states how often it is right. Pictures are drawn by the
 engine as a server draws them. Each prompt counts once with and once without, so the difference is of pairs; its
 standard error says how much of it is chance. How much seeds of one prompt differ is measured as well.
 """
@@ -20,20 +20,8 @@ import numpy as np
 from bench.report import publish
 from nano.captions import caption, says_where
 from nano.config import PROFILES, Profile
-from nano.evaluate import (
-    SEEDS,
-    Judge,
-    Verdict,
-    bare_prompt,
-    bare_scene,
-    compare,
-    open_judge,
-    plain_prompt,
-    rates,
-    seen_in,
-    spread,
-    unseen,
-)
+from nano.evaluate import SEEDS, bare_prompt, bare_scene, plain_prompt, spread, unseen
+from nano.judge import Judge, Verdict, compare, open_judge, rates, seen_in
 from nano.world import CREATURES, Scene
 from zturbo.engine.engine import Engine
 from zturbo.params import ACCELERATIONS, GenerationParams

@@ -4,7 +4,7 @@
                             [--judge RUN/judge.pt --profile cpu]
 
 Prompts are sentences about fresh scenes of nano's recipe. PSNR and SSIM (`distance`) of each pair; LPIPS is not
-measured, because its weights are not at hand. The judge, which `python -m nano.evaluate` trains, says how often each
+measured, because its weights are not at hand. The judge, which `python -m nano.judge` trains, says how often each
 level draws what was asked for; a loss that a distance shows but the judge does not is one that few would see.
 Written: bench/results/quality-cpu.json, and the pair furthest apart by PSNR (none, the level, eight times the
 difference) as quality-cpu-worst.png. A level that draws as a lower one is shown as that and not drawn again.
@@ -23,7 +23,8 @@ from bench import report
 from bench.distance import Pixels, decibels, psnr, ssim
 from bench.engine import STEPS, Size, draw, load, parse_size
 from nano.config import PROFILES
-from nano.evaluate import Judge, Verdict, compare, open_judge, plain_prompt, rates, seen_in, unseen
+from nano.evaluate import plain_prompt, unseen
+from nano.judge import Judge, Verdict, compare, open_judge, rates, seen_in
 from nano.world import Scene
 from zturbo.engine.engine import Engine
 from zturbo.params import ACCELERATIONS
@@ -116,7 +117,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--model", default="nano")
     parser.add_argument("--dtype", default="auto")
-    parser.add_argument("--judge", type=Path, help="checkpoint of the judge that nano.evaluate trains")
+    parser.add_argument("--judge", type=Path, help="checkpoint of the judge that nano.judge trains")
     parser.add_argument("--profile", choices=sorted(PROFILES), default="cpu", help="whose world prompts are about")
     arguments = parser.parse_args()
     profile, size = PROFILES[arguments.profile], arguments.size

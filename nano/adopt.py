@@ -1,8 +1,10 @@
-"""Go on from shipped weights: a model folder becomes a run's checkpoints, with fresh optimizers and step 0.
+"""Go on from shipped weights, or from another run: its parts become a run's checkpoints, at step 0.
 
     python -m nano.adopt --profile cpu --folder RUN --model zturbo/embedded/nano
+    python -m nano.adopt --profile cpu --folder RUN --run OTHER_RUN
 
-Only where the run has no checkpoint of a part yet. What is lost is the rounding to bf16 and the optimizers' memory.
+Only where the run has no checkpoint of a part yet. What a model folder has lost is what bf16 rounds off and the
+optimizers' memory; what another run keeps, and a model folder does not, is the transformer before its distillation.
 """
 
 import shutil
@@ -13,9 +15,10 @@ import torch
 from torch import nn
 
 from nano.config import Folders, Profile
+from nano.distill import teacher_file
 from nano.language import build as build_language
 from nano.tokenizer import load as load_tokenizer
-from nano.training import Optimizers, arguments, opened, save
+from nano.training import Optimizers, arguments, opened, restored, save
 from nano.transformer import Trainer
 from nano.vae import build as build_vae
 from nano.vae import optimizers as vae_optimizers
@@ -50,6 +53,28 @@ def adopt(profile: Profile, folders: Folders, model: Path) -> None:
         trainer.save()
 
 
+def adopt_run(folders: Folders, other: Folders) -> None:
+    """Copy the same checkpoints from another run of the same shapes; of its transformer the one before distillation.
+
+    Raises:
+        FileNotFoundError: the other run has no such checkpoint.
+    """
+    teacher = teacher_file(other)
+    again: dict[str, object] = {"step": 0, "spent_s": 0.0}
+    for theirs, ours, more in (
+        (other.language, folders.language, again),
+        (other.vae, folders.vae, again | {"finished": False}),
+        (teacher if teacher.exists() else other.transformer, folders.transformer, again | {"stage": 0}),
+    ):
+        if ours.exists():
+            continue
+        if (state := restored(theirs)) is None:
+            raise FileNotFoundError(f"{theirs}: the other run has not trained it yet")
+        save(ours, state | more)
+    if not folders.tokenizer.exists():
+        shutil.copy(other.tokenizer, folders.tokenizer)
+
+
 def _filled(network: Network, part: Component[Any]) -> Network:
     part.load_into(network, dtype=torch.float32, device=torch.device("cpu"))
     return network
@@ -61,10 +86,15 @@ def _started(model: nn.Module) -> dict[str, object]:
 
 def main() -> None:
     parser = arguments("go on from shipped weights")
-    parser.add_argument("--model", type=Path, required=True, help="the model folder, e.g. zturbo/embedded/nano")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--model", type=Path, help="the model folder, e.g. zturbo/embedded/nano")
+    source.add_argument("--run", type=Path, help="the folder of another run")
     parsed = parser.parse_args()
     profile, folders = opened(parsed)
-    adopt(profile, folders, parsed.model)
+    if parsed.run:
+        adopt_run(folders, Folders(parsed.run))
+    else:
+        adopt(profile, folders, parsed.model)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,10 @@ Label = tuple[int, int]  # (what, colour), indices into world.LABELS and world.C
 CELL = 8  # pixels per cell of the label map
 SHIFT = 4  # fractional bits of the coordinates given to OpenCV
 
+GRID = 32  # pixels along a side of the transformer's token
+HEIGHTS = (80, 112, 160, 224, 320, 448, 640)
+"""Pixels that things are high; each is 1.4 times the one before."""
+
 STYLES = ("flat", "watercolour", "pixel art", "line drawing", "neon")
 
 cv2.setNumThreads(1)  # a process that was forked from one with OpenCV's threads waits for them for ever
@@ -44,6 +48,11 @@ def ring(x: float, y: float, rx: float, ry: float, turn: float = 0.0, corners: i
     c, s = np.cos(np.deg2rad(turn)), np.sin(np.deg2rad(turn))
     u, v = rx * np.cos(angles), ry * np.sin(angles)
     return np.stack([x + u * c - v * s, y + u * s + v * c], axis=1)
+
+
+def line_weight(height: float) -> float:
+    """Pixels that the outlines of a thing so many pixels high are wide, whatever the picture's size."""
+    return 0.6 + 0.0135 * height
 
 
 class Canvas:

@@ -157,7 +157,7 @@ _CPU_SHARES = (  # width, height, share; the published example's size often
 
 _ALL_SHARES = (  # the largest sizes as well, which the network does not continue to from smaller ones by itself;
     # 1024x768, what a request has that names no size, second only to 512x512
-    (512, 512, 0.36),
+    (512, 512, 0.35),
     (768, 512, 0.04),
     (512, 768, 0.04),
     (1440, 512, 0.11),
@@ -171,6 +171,7 @@ _ALL_SHARES = (  # the largest sizes as well, which the network does not continu
     (1024, 1536, 0.02),
     (512, 1440, 0.01),
     (512, 2048, 0.005),
+    (2048, 512, 0.01),
     (2048, 1024, 0.01),
     (1024, 2048, 0.01),
     (1536, 1536, 0.025),
@@ -180,7 +181,7 @@ _LARGE_SHARES = (  # what large things are learnt from: the size that a request 
     (512, 512, 0.24),
     (1440, 512, 0.08),
     (1024, 768, 0.32),
-    (768, 1024, 0.07),
+    (768, 1024, 0.06),
     (1024, 1024, 0.13),
     (768, 512, 0.02),
     (512, 768, 0.02),
@@ -190,6 +191,7 @@ _LARGE_SHARES = (  # what large things are learnt from: the size that a request 
     (1024, 1536, 0.01),
     (1536, 1536, 0.015),
     (2048, 2048, 0.01),
+    (2048, 512, 0.01),
     (2048, 1024, 0.005),
     (1024, 2048, 0.005),
     (512, 1440, 0.005),
@@ -221,10 +223,11 @@ CPU = Profile(
         Bucket(1536, 1024, 768, lounging=0.25),
         Bucket(1024, 1536, 512),
         Bucket(512, 1440, 512),
-        Bucket(512, 2048, 256),
-        Bucket(2048, 1024, 384, lounging=0.25),
-        Bucket(1024, 2048, 256),
-        Bucket(1536, 1536, 384),
+        Bucket(512, 2048, 512),
+        Bucket(2048, 512, 512, lounging=0.25),
+        Bucket(2048, 1024, 512, lounging=0.25),
+        Bucket(1024, 2048, 512),
+        Bucket(1536, 1536, 512),
     ),
     stages=(
         Stage(buckets=_CPU_SHARES, tokens_per_batch=3072, steps=4000, peak=0.7, floor=0.75, coarse=0.75, kept=0.5),
@@ -232,13 +235,13 @@ CPU = Profile(
         Stage(buckets=_ALL_SHARES, tokens_per_batch=3072, steps=3000, peak=0.525, floor=0.5, coarse=0.75, kept=0.5),
         Stage(buckets=_ALL_SHARES, tokens_per_batch=3072, steps=3000, peak=0.2625, floor=0.0, coarse=0.7, kept=0.5),
     ),
-    judge_steps=1500,
+    judge_steps=2000,
     distillation=Distillation(
         steps=1000, guidance=2.25, weaker_self=True, substeps=1, tokens_per_batch=3072, rate=0.25
     ),
     finish=Finish(steps=4000, crops=4, rate=0.3),
     practice=PRACTICE,
-    drawings=2,
+    drawings=4,
     captions_per_scene=24,
 )
 
@@ -246,9 +249,8 @@ ONWARD = replace(
     CPU,
     name="onward",
     stages=(
-        Stage(buckets=_ALL_SHARES, tokens_per_batch=4096, steps=3000, peak=0.5, floor=0.6, coarse=0.55, kept=0.5),
-        Stage(buckets=_ALL_SHARES, tokens_per_batch=4096, steps=3000, peak=0.3, floor=0.0, coarse=0.55, kept=0.5),
-        Stage(buckets=_LARGE_SHARES, tokens_per_batch=4096, steps=2200, peak=0.3, floor=0.0, coarse=0.55, kept=0.5),
+        Stage(buckets=_ALL_SHARES, tokens_per_batch=4096, steps=3000, peak=0.5, floor=0.7, coarse=0.55, kept=0.5),
+        Stage(buckets=_LARGE_SHARES, tokens_per_batch=4096, steps=4600, peak=0.35, floor=0.0, coarse=0.55, kept=0.5),
     ),
     distillation=Distillation(steps=1000, guidance=1.2, weaker_self=True, substeps=1, tokens_per_batch=3072, rate=0.25),
 )
@@ -289,6 +291,7 @@ GPU = Profile(
         Bucket(576, 1024, 1024),
         Bucket(512, 1440, 768),
         Bucket(512, 2048, 512),
+        Bucket(2048, 512, 512, lounging=0.25),
         Bucket(2048, 1024, 512, lounging=0.25),
         Bucket(1024, 2048, 384),
         Bucket(1536, 1536, 384),

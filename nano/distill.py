@@ -199,6 +199,11 @@ class Distiller:
         )
 
 
+def teacher_file(folders: Folders) -> Path:
+    """Where a distilled run keeps its transformer as it was before."""
+    return folders.transformer.with_name("teacher.pt")
+
+
 def distill(
     profile: Profile, folders: Folders, minutes: float, weak: Path | None = None, compile_blocks: bool = False
 ) -> None:
@@ -228,7 +233,7 @@ def distill(
         average = distiller.average.model
         for trained, weight in zip(distiller.trained, average.parameters(), strict=True):
             weight.copy_(torch.lerp(trained, weight, plan.share))
-        save(folders.transformer.with_name("teacher.pt"), state)
+        save(teacher_file(folders), state)
         save(folders.transformer, {**state, "average": average.state_dict(), "distilled": True})
         save_sheet(profile, folders, average, "distilled")
 

@@ -19,7 +19,8 @@ from PIL import Image
 from bench import blocks, distance, engine, full_size, gpu, quality, report, turns, waterfall
 from bench.random_engine import engine_of
 from nano.config import PROFILES
-from nano.evaluate import Judge, plain_prompt, unseen
+from nano.evaluate import plain_prompt, unseen
+from nano.judge import Judge
 from zturbo.acceleration.levels import Levels, Pass
 from zturbo.engine.engine import Engine
 from zturbo.engine.machine import detect

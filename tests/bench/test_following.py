@@ -12,7 +12,8 @@ import torch
 
 from bench import following, report
 from nano.config import CPU
-from nano.evaluate import THERE, Judge, Verdict, open_judge
+from nano.evaluate import THERE
+from nano.judge import Judge, Verdict, open_judge
 from nano.world import Scene, Subject
 
 

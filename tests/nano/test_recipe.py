@@ -1,5 +1,6 @@
 """The recipe end to end at its tiniest, and the parts whose mistakes no training would show."""
 
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -17,8 +18,8 @@ from numpy.typing import NDArray
 from nano import (
     decoder,
     distill,
-    evaluate,
     export,
+    judge,
     language,
     latents,
     moments,
@@ -29,11 +30,12 @@ from nano import (
     transformer,
     vae,
 )
-from nano.adopt import adopt
+from nano.adopt import adopt, adopt_run
 from nano.captions import EXPAND_INSTRUCTION, STAGES, expanded_caption
 from nano.config import CPU, GPU, PROFILES, TINY, Distillation, Finish, Folders, Profile
 from nano.drawing import Crops, stream
-from nano.evaluate import Answered, Verdict, answers, compare, paraphrases, plain_prompt, unseen, variety
+from nano.evaluate import paraphrases, plain_prompt, unseen, variety
+from nano.judge import Answered, Verdict, answers, compare
 from nano.muon import Muon
 from nano.picture import Picture, draw
 from nano.sheet import Painter, load_painter
@@ -402,21 +404,33 @@ def test_the_later_the_transformer_takes_over_the_closer_it_stays(run: Folders) 
 
 
 def test_the_judge_is_measured_on_drawings_of_the_size_that_it_judges(monkeypatch: pytest.MonkeyPatch) -> None:
-    sides = []
+    drawn = []
 
-    def drawn(scene: Scene, width: int, height: int, loose: bool) -> Picture:
-        assert loose, "of things on the grid alone it learns their places by heart"
-        sides.append((width, height))
+    def noted(scene: Scene, width: int, height: int, loose: bool) -> Picture:
+        drawn.append((width, height, loose))
         return draw(scene, width, height, loose)
 
-    monkeypatch.setattr(evaluate, "draw", drawn)
-    judge = evaluate.Judge(TINY.world).to(training.device()).eval()
-    evaluate.judge_accuracy(judge, TINY, 2)
-    assert set(sides) == {(evaluate.ASKED_SIZE, evaluate.ASKED_SIZE)}
-    sides.clear()
+    monkeypatch.setattr(judge, "draw", noted)
+    untrained, side = judge.Judge(TINY.world).to(training.device()).eval(), judge.ASKED_SIZE
+    for loose in (False, True):
+        judge.judge_accuracy(untrained, TINY, 2, loose)
+        assert set(drawn) == {(side, side, loose)}
+        drawn.clear()
     rng, learn = np.random.default_rng(0), Answered(TINY.world)
-    assert all(learn(rng)[0].shape == (3, evaluate.JUDGE_SIZE, evaluate.JUDGE_SIZE) for _ in range(12))
-    assert {width for width, _ in sides} == set(evaluate.DRAWN_SIZES)
+    assert all(learn(rng)[0].shape == (3, judge.JUDGE_SIZE, judge.JUDGE_SIZE) for _ in range(16))
+    assert {width for width, *_ in drawn} == set(judge.DRAWN_SIZES)
+    assert {loose for *_, loose in drawn} == {True, False}, "of things on the grid alone it learns places by heart"
+
+
+def test_the_judge_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
+    folders, short = Folders(tmp_path), replace(TINY, workers=0, judge_steps=2)
+    judge.train_judge(short, folders, minutes=1)
+    first = torch.load(tmp_path / "judge.pt", weights_only=True)
+    judge.train_judge(replace(short, judge_steps=4), folders, minutes=1)
+    then = torch.load(tmp_path / "judge.pt", weights_only=True)
+    assert (first["step"], then["step"]) == (2, 4)
+    done = judge.train_judge(replace(short, judge_steps=4), folders, minutes=1).state_dict()
+    assert all(torch.equal(weight, then["average"][name].to(weight.device)) for name, weight in done.items())
 
 
 def test_muon_turns_convolutions_in_place() -> None:
@@ -516,6 +530,23 @@ def test_goes_on_from_shipped_weights(run: Folders, tmp_path: Path) -> None:
     vae.train(alone, adopted, minutes=1)
 
 
+def test_goes_on_from_another_run_as_it_was_before_its_distillation(run: Folders, tmp_path: Path) -> None:
+    shutil.copytree(run.root, tmp_path / "other")
+    other, adopted = Folders(tmp_path / "other"), Folders(tmp_path / "next")
+    distill.distill(TINY, other, minutes=1)
+    adopted.root.mkdir()
+    adopt_run(adopted, other)
+    trainer = transformer.Trainer(TINY, adopted, minutes=1)
+    assert (trainer.stage, trainer.run.step) == (0, 0)
+    undistilled = torch.load(run.transformer, weights_only=True)["average"]
+    assert all(torch.equal(weight, undistilled[name]) for name, weight in trainer.average.model.state_dict().items())
+    assert load_painter(TINY, adopted)("a red car", 256, 256, seed=1, steps=2).shape == (256, 256, 3)
+    adopted.language.unlink()
+    other.language.unlink()
+    with pytest.raises(FileNotFoundError, match=r"language\.pt"):
+        adopt_run(adopted, other)
+
+
 def test_expanded_captions_keep_the_caption_and_add_the_scene() -> None:
     rng = np.random.default_rng(0)
     for _, scene in unseen(TINY, 40, plain_prompt):
@@ -569,9 +600,9 @@ def test_the_judge_sees_more_ways_of_drawing_than_the_model(tmp_path: Path, monk
         shown.append(make)
         return iter(())
 
-    monkeypatch.setattr(evaluate, "stream", nothing)
+    monkeypatch.setattr(judge, "stream", nothing)
     with pytest.raises(StopIteration):
-        evaluate.train_judge(TINY, Folders(tmp_path), minutes=1)
+        judge.train_judge(TINY, Folders(tmp_path), minutes=1)
     world = shown[0].world
     assert len({sample_scene(world, np.random.default_rng(number)).seed for number in range(20)}) == 20
     assert world.kinds == TINY.world.kinds

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 pytest.importorskip("cv2", reason="the training recipe draws with OpenCV (opencv-python-headless)")
 
-from nano.canvas import CELL, STYLES
+from nano.canvas import CELL, GRID, STYLES
 from nano.captions import (
     HUES,
     LIGHTS,
@@ -25,7 +25,7 @@ from nano.captions import (
     understated,
 )
 from nano.latents import token_labels
-from nano.picture import GRID, draw
+from nano.picture import draw
 from nano.world import (
     CREATURES,
     FULL,
@@ -128,6 +128,36 @@ def test_larger_is_larger_in_pictures_of_all_sizes(kind: str, width: int, height
 
     sizes = [cells(size) for size in SIZES]
     assert sizes == sorted(set(sizes))
+
+
+def _backdrop(setting: str, time: str, seed: int, width: int, height: int) -> NDArray[np.int64]:
+    """The tokens (rows, columns, bytes) of a picture whose only thing is a small balloon in its middle."""
+    image = draw(Scene(setting, time, (Subject("balloon", "red", size="small"),), seed), width, height).image
+    tokens = image.reshape(height // GRID, GRID, width // GRID, GRID, 3).swapaxes(1, 2)
+    return tokens.reshape(height // GRID, width // GRID, -1).astype(np.int64)
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_a_backdrop_is_made_of_few_different_tokens(setting: str) -> None:
+    """What repeats does so every so many tokens, and smooth tones differ from row to row alone."""
+    rows = _backdrop(setting, "night", 1, 2048, 512)
+    different = [len(np.unique(row, axis=0)) for row in rows]
+    assert np.mean(different) < 0.5 * rows.shape[1], different
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_nothing_of_a_backdrop_is_left_blank(setting: str) -> None:
+    """The canvas is white before anything is drawn, and by night nothing is but light and what falls."""
+    for width, height in ((512, 512), (1024, 768), (1440, 512), (576, 1024), (2048, 2048)):
+        for seed in range(4):
+            image = draw(Scene(setting, "night", (Subject("car", "red"),), seed), width, height).image
+            blank = (image.reshape(height // 8, 8, width, 3) == 255).all((1, 3))  # eight rows of pure white
+            assert not blank.any(), (width, height, seed)
+
+
+def test_seeds_choose_among_four_backdrops() -> None:
+    for setting in SETTINGS:
+        assert len({_backdrop(setting, "day", seed, 512, 512).tobytes() for seed in range(4)}) == 4, setting
 
 
 @pytest.mark.parametrize("style", STYLES)

@@ -25,8 +25,8 @@ class KnownModel:
 NANO = KnownModel(
     name="nano",
     aliases=(),
-    description="the embedded model: storybook scenes with a T-Rex, cat, dog, car, boat, house, tree or balloon, "
-    "drawn in seconds on any computer",
+    description="the embedded model: storybook scenes with a T-Rex, cat, dog, robot, fish, car, boat, rocket, house, "
+    "tree, flower or balloon, drawn in seconds on any computer",
     repository=None,
     licence="Apache-2.0",
 )
