@@ -60,5 +60,5 @@ def test_the_difference_is_of_pairs() -> None:
 
 
 def test_a_missing_judge_says_how_to_make_one(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"nano\.evaluate"):
+    with pytest.raises(FileNotFoundError, match=r"nano\.judge"):
         open_judge(CPU, tmp_path / "judge.pt")
