@@ -123,7 +123,7 @@ class Subject:
 
 @dataclass(frozen=True)
 class Scene:
-    """All that a picture shows; `seed` decides what no caption speaks of: horizon, hills, clouds, waves."""
+    """All that a picture shows; `seed` decides what no caption speaks of: where sun, clouds, hills and trees are."""
 
     setting: str
     time: str
