@@ -44,14 +44,16 @@ def conditions(machine: Machine) -> dict[str, Any]:
 
 
 def commit() -> str:
-    """Short hash of the checked-out commit, with a plus where the tree differs from it."""
+    """Short hash of the checked-out commit, with a plus where the tree differs from it in more than results."""
     try:
-        git = ["git", "-C", str(HERE)]
+        git = ["git", "-C", str(HERE.parent)]
         head = subprocess.run(
             [*git, "rev-parse", "--short=10", "HEAD"], capture_output=True, text=True, check=True
         ).stdout
         changed = subprocess.run(
-            [*git, "status", "--porcelain", "--untracked-files=no"], capture_output=True, check=True
+            [*git, "status", "--porcelain", "--untracked-files=no", "--", ".", ":(exclude)bench/results"],
+            capture_output=True,
+            check=True,
         )
     except (OSError, subprocess.CalledProcessError):
         return "unknown"

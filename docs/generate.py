@@ -179,6 +179,8 @@ def _operation(operation: dict[str, Any]) -> Iterator[str]:
 OTHER_ADDRESSES = {
     **dict.fromkeys(PATHS[1:], f"`{PATHS[0]}`"),
     "/models": "`/v1/models`",
+    "/v1/models/{id}": "one model as OpenAI's clients read it, without the `data` around it (`client.models.retrieve`)",
+    "/models/{id}": "`/v1/models/{id}`",
     "/": "the [playground](../guides/playground.md), whose files and session are under `/web/`",
     "/openapi.json": "this page for generators of clients (OpenAPI 3.0)",
     "/docs": "the same for people",

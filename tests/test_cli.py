@@ -202,6 +202,13 @@ def test_a_server_takes_the_same_adapters_and_parts(
     assert re.fullmatch(r"tiny@\w+\+(\w+)\*0\.5\+\1\*1", engine.model.version)
 
 
+def test_a_server_of_a_model_that_is_not_there_does_not_start(run: Callable[..., Told]) -> None:
+    told = run("serve", "--model", "nowhere")
+    assert told.code == 2, told.err
+    assert "'nowhere' is neither a known model nor an existing folder or file" in told.err
+    assert "zturbo serves" not in told.err
+
+
 def test_nano_says_what_it_is(
     run: Callable[..., Told], one_step: list[str], model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -245,6 +245,13 @@ def test_the_balance(run: Callable[..., Told], data: Path) -> None:
     assert run("balance", "--set", "unlimited").out == "unlimited\n"
 
 
+def test_a_refused_change_of_the_balance_changes_nothing(run: Callable[..., Told], data: Path) -> None:
+    fill(data)
+    before = run("balance", "--json").json()
+    assert run("balance", "--low", "5", "--add", "20").code == 2
+    assert run("balance", "--json").json() | {"lastUpdated": ""} == before | {"lastUpdated": ""}
+
+
 def test_setting_the_low_threshold_loses_no_charge(run: Callable[..., Told], data: Path) -> None:
     """It is set by itself, not together with a balance that was read before."""
     fill(data)

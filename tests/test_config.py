@@ -162,6 +162,20 @@ def test_all_wrong_values_are_told_at_once(tmp_path: Path) -> None:
     assert len(refused.value.problems) == 2
 
 
+@pytest.mark.parametrize(
+    "address", ["http://host:port/v1", "http://127.0.0.1:11434:80/v1", "http://host:65536", "http://[::1", "http://:80"]
+)
+def test_an_address_has_one_port_and_it_is_a_number(address: str) -> None:
+    with pytest.raises(ConfigError, match="ZTURBO_EXPANSION_URL"):
+        load_config(environment={"ZTURBO_EXPANSION_URL": address})
+
+
+@pytest.mark.parametrize("address", ["http://host", "https://[::1]:65535/v1", "http://a.example:80/v1/"])
+def test_addresses(address: str) -> None:
+    found = load_config(environment={"ZTURBO_EXPANSION_URL": address}).expansion_url
+    assert found == address.rstrip("/")
+
+
 def test_an_endpoint_needs_its_address_and_its_model() -> None:
     with pytest.raises(ConfigError, match="ZTURBO_EXPANSION_MODEL") as caught:
         load_config({"expansion_provider": "endpoint", "expansion_url": "http://host/v1"}, environment={})

@@ -256,9 +256,18 @@ def test_the_key_of_the_first_start_may_be_given_in_the_settings() -> None:
 def test_a_key_given_before_ends_whatever_takes_its_place() -> None:
     store = MemoryRecords().keys
     asyncio.run(keys.first_key(store, "0" * 32, NOW))
-    mine, text = create(store)
+    mine, text = create(store, scopes=keys.SCOPES)
     asyncio.run(keys.first_key(store, text, NOW))
     assert [key.prefix for key in asyncio.run(store.list())] == [mine.prefix]
+
+
+def test_a_given_key_that_may_not_manage_takes_no_manager_away(caplog: pytest.LogCaptureFixture) -> None:
+    store = MemoryRecords().keys
+    asyncio.run(keys.first_key(store, "0" * 32, NOW))
+    mine, text = create(store)
+    asyncio.run(keys.first_key(store, text, NOW))
+    assert {key.prefix for key in asyncio.run(store.list())} == {"0" * 8, mine.prefix}
+    assert f"the given API key, {mine.prefix}..., may not manage keys" in caplog.text
 
 
 def test_a_given_key_that_cannot_be_made_takes_no_other_away() -> None:

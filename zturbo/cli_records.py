@@ -304,15 +304,15 @@ def _with_records(config_file: Path | None, job: Callable[["Records"], Awaitable
 
 async def _settle(ledger: "Ledger", credits: dict[str, int | None], now_ms: int) -> "Account":
     """Change the account as the flags ask; returns it as it is then."""
+    more = credits.get("--add")
+    balance = credits["--set"] if "--set" in credits else (await ledger.account()).balance
+    if more is not None and balance is None:  # before anything is changed
+        hint = "set one first: zturbo balance --set USD"
+        raise InvalidInput([Problem(("--add",), "the balance is unlimited, so there is nothing to add to", None, hint)])
     if "--set" in credits or "--low" in credits:
         low = credits.get("--low")
         await ledger.set_account(credits.get("--set", "unchanged"), "unchanged" if low is None else low, now_ms)
-    more = credits.get("--add")
-    account = await ledger.account() if more is None else await ledger.top_up(more, now_ms)
-    if more is not None and account.balance is None:
-        hint = "set one first: zturbo balance --set USD"
-        raise InvalidInput([Problem(("--add",), "the balance is unlimited, so there is nothing to add to", None, hint)])
-    return account
+    return await ledger.account() if more is None else await ledger.top_up(more, now_ms)
 
 
 def _facts(values: dict[str, Any], names: dict[str, str] | None = None) -> "Facts":

@@ -110,9 +110,13 @@ def _labels(value: object) -> str:
 
 
 def _address(value: object) -> str:
-    if isinstance(value, str) and (value == "" or re.fullmatch(r"https?://[^\s/?#]+(/[^\s?#]*)?", value, re.ASCII)):
-        return value.rstrip("/")
-    raise _RefusedError
+    if value == "":
+        return ""
+    host = r"([^\s/?#@]*@)?(\[[0-9a-fA-F:.]+\]|[^\s/?#@:\[\]]+)"
+    found = re.fullmatch(rf"https?://{host}(:(?P<port>\d{{1,5}}))?(/[^\s?#]*)?", _text(value), re.ASCII)
+    if found is None or int(found["port"] or 0) > 65535:
+        raise _RefusedError
+    return found[0].rstrip("/")
 
 
 def _endpoint(value: object) -> str:

@@ -203,14 +203,16 @@ class Busy(ZTurboError):
 
     Args:
         message: why.
-        retry_after_s: whole seconds after which trying again makes sense.
+        retry_after_s: whole seconds after which trying again makes sense; None where it would be refused again, until
+            somebody looks after the server.
     """
 
     status = 503
     code = "busy"
 
-    def __init__(self, message: str, retry_after_s: int) -> None:
-        super().__init__(message, f"try again in {retry_after_s} s")
+    def __init__(self, message: str, retry_after_s: int | None) -> None:
+        hint = "the server's log says more" if retry_after_s is None else f"try again in {retry_after_s} s"
+        super().__init__(message, hint)
         self.retry_after_s = retry_after_s
 
 

@@ -7,6 +7,7 @@ milliseconds of a processor that draws. Imports neither torch nor a web framewor
 
 import hashlib
 import hmac
+import logging
 import re
 import secrets
 from collections.abc import Iterable, Mapping, Sized
@@ -18,6 +19,8 @@ from zturbo.errors import InvalidInput, LastManager, NoSuchKey, Problem
 from zturbo.params import closest, shown
 from zturbo.quantities import MAX_MS, Reader, iso, read_each, read_moment, read_usd
 from zturbo.storage.records import Key, KeyLimit, Keys, Retention
+
+log = logging.getLogger("zturbo")
 
 SCOPES = ("model:image", "safety:off", "management")
 """What a key may do: draw, draw without the safety checker where a request asks for that, manage keys."""
@@ -108,8 +111,9 @@ async def first_key(keys: Keys, given: str, now_ms: int) -> str | None:
     """Make sure that a server has a key with every scope.
 
     Args:
-        given: the operator's own, or "" for none. A given one takes the place of the one given before; one that this
-            server made, such as the one it showed at its first start, stays what it is.
+        given: the operator's own, or "" for none. A given one takes the place of the one given before, which stays
+            where this one may not manage keys; one that this server made, such as the one it showed at its first start,
+            stays what it is.
 
     Returns:
         The text of a key made now, to be shown once; None where there is one.
@@ -124,12 +128,15 @@ async def first_key(keys: Keys, given: str, now_ms: int) -> str | None:
             return None
         _, text = await create(keys, "first start", now_ms, scopes=SCOPES)
         return text
-    others = [key for key in known if not hmac.compare_digest(key.digest, digest(given))]
-    if len(others) == len(known):
-        await create(keys, GIVEN_NAME, now_ms, scopes=SCOPES, text=given)
-    for key in others:
-        if key.name == GIVEN_NAME:
-            await keys.delete(key.prefix)
+    same = [key for key in known if hmac.compare_digest(key.digest, digest(given))]
+    if not same:
+        same = [(await create(keys, GIVEN_NAME, now_ms, scopes=SCOPES, text=given))[0]]
+    before = [key for key in known if key not in same and key.name == GIVEN_NAME]
+    if not _manages(same[0], now_ms):
+        log.warning("the given API key, %s..., may not manage keys: it stays as it was made", same[0].prefix)
+        return None
+    for key in before:
+        await keys.delete(key.prefix)
     return None
 
 

@@ -15,7 +15,8 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncGenerator, Callable, Coroutine
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from typing import Any, Protocol
@@ -181,9 +182,10 @@ class Service:
         try:
             await self._refuse_if_full(order, work)
             await self._hold(order, work)
-            guarded = await self._allow(order)
-            asking = time.perf_counter()
-            work.expansion = await self._asked(order.params)
+            async with events.in_time():
+                guarded = await self._allow(order)
+                asking = time.perf_counter()
+                work.expansion = await self._asked(order.params)
             asked = time.perf_counter() - asking
             drawn = work.expansion.applied_to(order.params) if work.expansion else order.params
             work.ticket = self.worker.queue.admit(drawn, events.publish, order.previews, order.request.key or "")
@@ -468,19 +470,32 @@ class _Events:
         if needed and not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._queue.put_nowait, event)
 
+    @asynccontextmanager
+    async def in_time(self) -> AsyncIterator[None]:
+        """What is awaited within ends at the request's deadline.
+
+        Raises:
+            DeadlinePassed: it has passed.
+        """
+        late = DeadlinePassed(f"the request was not done within {self._timeout_s:g} s")
+        try:
+            async with asyncio.timeout_at(self._deadline) as limit:
+                yield
+        except TimeoutError:
+            if limit.expired():
+                raise late from None
+            raise
+        if self._loop.time() > self._deadline:  # it waited here, for a slow reader
+            raise late
+
     async def next(self) -> Progress:
         """The next progress; an exception of the engine is raised here.
 
         Raises:
             DeadlinePassed: none came in time.
         """
-        try:
-            async with asyncio.timeout_at(self._deadline):
-                event = await self._queue.get()
-            if self._loop.time() > self._deadline:  # it waited here, for a slow reader
-                raise TimeoutError
-        except TimeoutError:
-            raise DeadlinePassed(f"the request was not done within {self._timeout_s:g} s") from None
+        async with self.in_time():
+            event = await self._queue.get()
         if isinstance(event, BaseException):
             try:
                 raise event

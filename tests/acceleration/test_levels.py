@@ -3,6 +3,7 @@
 import logging
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -52,6 +53,19 @@ def test_a_level_that_gains_nothing_draws_as_a_lower_one_and_says_so(engine: Eng
     assert high.pipeline is made["regular"].pipeline
     assert str(high) == "draws as regular; no two: no such products here"
     assert str(Levels(engine.pipeline, table=dict.fromkeys(ACCELERATIONS, ()))["regular"]) == "draws as none"
+
+
+def test_a_pass_that_stands_in_for_another_is_the_same_pass(engine: Engine) -> None:
+    """Without the better one `high` is what `regular` is, and takes no memory of its own."""
+    one = a_pass("one", bytes_needed=2**20)
+    for unfit, passes in (("no such products here", ("one",)), (None, ("better",))):
+        better = a_pass("better", unfit)
+        made = Levels(engine.pipeline, 2**20, {"none": (), "regular": (one,),
+                                               "high": (better, replace(one, instead_of=better))})  # fmt: skip
+        assert made["high"].passes == passes
+        assert made["high"].drawn == ("regular" if unfit else "high")
+        assert made["high"].left_out == ({"better": unfit} if unfit else {"one": "better go first"})
+    assert levels.INT8_INSTEAD == levels.INT8
 
 
 def test_a_pass_that_does_not_fit_the_memory_is_left_out_with_the_reason(engine: Engine) -> None:

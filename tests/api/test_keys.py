@@ -93,7 +93,11 @@ async def test_the_whole_key_is_shown_once(server: Server) -> None:
 async def test_a_whole_key_in_a_path_is_in_no_log(server: Server, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO", "zturbo.http")
     whole = "0123456789abcdef" * 2
-    assert (await server.client.delete(f"/v1/keys/{whole}")).status_code == 404
+    for path in (whole, f"x_{whole}", f"{whole}_"):
+        assert (await server.client.delete(f"/v1/keys/{path}")).status_code == 404
+    as_id = {"authorization": f"Bearer {whole}", "x-client-request-id": whole}
+    assert "x-client-request-id" not in (await server.client.get("/healthz", headers=as_id)).headers
+    await server.client.get("/nowhere", headers=as_id)
     paths = [record.__dict__.get("path") for record in caplog.records]
     assert "/v1/keys/01234567..." in paths
     assert whole not in str([record.__dict__ for record in caplog.records])

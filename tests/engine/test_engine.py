@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -91,6 +92,18 @@ def test_a_closed_generator_stops(engine: Engine) -> None:
 def test_drawing_does_not_leave_inference_mode_on(engine: Engine) -> None:
     for _progress in engine.draw(request()):
         assert not torch.is_inference_mode_enabled()
+
+
+def test_what_is_kept_waits_for_no_expansion(engine: Engine) -> None:
+    """Another request's prompt may be expanded for seconds, by the same encoder."""
+    pipeline = engine.pipeline
+    known = pipeline.caption("known"), pipeline.schedule(3)
+    found: list[object] = []
+    with pipeline.lanes.alone():
+        asking = threading.Thread(target=lambda: found.extend((pipeline.caption("known"), pipeline.schedule(3))))
+        asking.start()
+        asking.join(30)
+    assert found == list(known)
 
 
 def test_prompts_are_kept_and_forgotten(engine: Engine) -> None:

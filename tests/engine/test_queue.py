@@ -51,13 +51,13 @@ def test_a_closed_queue_refuses_with_the_reason() -> None:
 def test_tickets_come_in_order_and_wait_within_the_limit() -> None:
     queue = opened(3)
     tickets = [admit(queue, seed=seed) for seed in (1, 2, 3)]
-    assert [queue.position(ticket) for ticket in tickets] == [0, 1, 2]
+    assert [ticket.position for ticket in tickets] == [None, 1, 2]  # the first can begin
     with pytest.raises(Busy, match="3 requests are waiting"):
         admit(queue)
     assert queue.take() is tickets[0]
     assert tickets[0].state == "running"
     admit(queue)
-    assert queue.position(tickets[2]) == 1
+    assert [ticket.position for ticket in tickets[1:]] == [0, 1]
 
 
 def test_a_cancelled_ticket_frees_its_place_and_is_never_taken() -> None:
@@ -247,6 +247,27 @@ def test_a_cancelled_ticket_does_not_rest_before_its_end() -> None:
     assert queue.take(large) is large
 
 
+def test_a_ticket_that_is_cancelled_at_rest_is_woken_by_whoever_rests_for_it() -> None:
+    """Cancelling wakes nobody; else both would wait for each other until the next request came."""
+    queue = AdmissionQueue(4)
+    queue.open(lanes=3, abreast=1)
+    large = admit(queue, size="1024x1024")
+    assert queue.take() is large
+    small = admit(queue)
+    assert queue.take() is small
+    at_rest, _ = in_the_background(lambda: queue.rest(large))
+    at_rest.join(0.1)
+    assert at_rest.is_alive()
+    large.cancel()
+    other, _ = in_the_background(lambda: queue.rest(small))
+    at_rest.join(10)
+    assert not at_rest.is_alive()
+    assert other.is_alive()  # it rests until the cancelled one has ended
+    queue.end(large, "cancelled", 1.0)
+    other.join(10)
+    assert not other.is_alive()
+
+
 def test_a_cancelled_ticket_that_began_has_the_next_turn_to_end_it() -> None:
     queue = opened()
     large = admit(queue, size="1024x1024")
@@ -398,8 +419,9 @@ def test_a_model_that_cannot_be_loaded_is_told() -> None:
     worker.start()
     assert worker.join(10)
     assert isinstance(worker.failure, OSError)
-    with pytest.raises(Busy, match="could not be loaded: no such folder"):
+    with pytest.raises(Busy, match="could not be loaded") as caught:
         admit(queue)
+    assert caught.value.retry_after_s is None  # it would be refused again
 
 
 class Breathing:

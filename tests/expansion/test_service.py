@@ -151,6 +151,13 @@ async def test_a_slow_provider_fails_no_request(engine: Instant) -> None:
         assert "did not answer" in found["prompt_expansion"]["reason"]
 
 
+async def test_a_slow_provider_does_not_hold_a_request_beyond_its_time(engine: Instant) -> None:
+    async with with_endpoint(engine, silence, request_timeout_s=0.2) as (server, _chat):
+        answer = await post(server)
+    assert answer.status_code == 504
+    assert "not done within 0.2 s" in answer.json()["message"]
+
+
 async def test_events_tell_the_drawn_prompt_when_drawing_begins(engine: Instant) -> None:
     async with with_endpoint(engine, says(DETAILS)) as (server, _chat):
         events = events_of((await post(server, stream=True)).text)

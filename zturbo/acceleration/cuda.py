@@ -108,11 +108,6 @@ def int8_unfit(pipeline: Pipeline) -> str | None:
     return fused_unfit(pipeline) or products_unfit(pipeline, "int8")
 
 
-def int8_instead_unfit(pipeline: Pipeline) -> str | None:
-    """Why products are not done in int8 at the level that prefers fp8."""
-    return "fp8 goes first" if fp8_unfit(pipeline) is None else int8_unfit(pipeline)
-
-
 def products_unfit(pipeline: Pipeline, scheme: Scheme, clock: Clock | None = None) -> str | None:
     """Why a block's four wide products stay in the working dtype: measured here, with the model's own shapes."""
     block = pipeline.transformer.layers[0]

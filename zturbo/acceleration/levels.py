@@ -13,7 +13,7 @@ disk. A single `zturbo generate` never builds: it takes what is there.
 import logging
 import threading
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from torch import nn
 
@@ -38,6 +38,7 @@ class Pass:
         build: compiles what `unfit` then looks for; may take minutes the first time, and nothing afterwards.
         devices: where it is offered at all; elsewhere it is not even mentioned.
         follows: the pass that it changes, whose memory it uses; a level without that one does without this one.
+        instead_of: the pass that it stands in for; a level with that one does without this one.
     """
 
     name: str
@@ -48,14 +49,15 @@ class Pass:
     build: Callable[[], None] | None = None
     devices: tuple[str, ...] = ("cpu", "cuda", "mps")
     follows: "Pass | None" = None
+    instead_of: "Pass | None" = field(default=None, compare=False)  # it is the same pass wherever it stands
 
 
 Table = Mapping[str, tuple[Pass, ...]]
 CUDA = ("cuda",)
 FUSED = Pass("fused kernels", True, cuda.fused_unfit, cuda.fuse_blocks, devices=CUDA)
 INT8 = Pass("int8 products", False, cuda.int8_unfit, cuda.to_int8, cuda.quantized_bytes, devices=CUDA)
-INT8_INSTEAD = Pass(INT8.name, False, cuda.int8_instead_unfit, cuda.to_int8, cuda.quantized_bytes, devices=CUDA)
 FP8 = Pass("fp8 products", False, cuda.fp8_unfit, cuda.to_fp8, cuda.quantized_bytes, devices=CUDA)
+INT8_INSTEAD = replace(INT8, instead_of=FP8)
 GRAPHS = Pass("CUDA graphs", True, cuda.graphs_unfit, cuda.record_forwards, cuda.graph_bytes, devices=CUDA)
 CPU = ("cpu",)
 NATIVE = Pass("native blocks", True, cpu.native_unfit, cpu.to_native, cpu.native_bytes, native.build, CPU)
@@ -160,7 +162,10 @@ class Levels:
         for one in (one for one in passes if self._pipeline.device.type in one.devices):
             shared = any(lower[: len(chosen) + 1] == (*chosen, one) for lower in self._chosen.values())
             needed = 0 if shared else one.bytes_needed(self._pipeline)
-            reason = one.unfit(self._pipeline)
+            if one.instead_of is not None and one.instead_of in chosen:
+                reason: str | None = f"{one.instead_of.name} go first"
+            else:
+                reason = one.unfit(self._pipeline)
             if one.follows is not None and one.follows not in chosen:
                 reason = f"only with {one.follows.name}"
             if reason is None and needed > spare_bytes:

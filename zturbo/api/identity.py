@@ -24,7 +24,7 @@ from zturbo.tokens import new_token
 
 CLIENT_CLOSED = 499
 """The status of an answer that nobody reads, because the client is gone."""
-_WHOLE_KEY = re.compile(r"\b([0-9a-f]{8})[0-9a-f]{24}\b")
+_WHOLE_KEY = re.compile(r"(?<![0-9a-f])([0-9a-f]{8})[0-9a-f]{24}(?![0-9a-f])")
 CLIENT_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 EXPOSED = ("x-request-id", "x-inference-id", "x-client-request-id", "x-aimlapi-credits-used", "x-aimlapi-usd-spent",
            "retry-after", "x-should-retry", "idempotent-replayed")  # fmt: skip
@@ -87,15 +87,16 @@ class RequestIds:
                 )  # fmt: skip
 
 
-def _told(path: str) -> str:
+def _told(text: str) -> str:
     """A path as the log has it: of a whole key, sent where its prefix was asked for, the prefix alone."""
-    return _WHOLE_KEY.sub(r"\1...", path)
+    return _WHOLE_KEY.sub(r"\1...", text)
 
 
 def client_id_of(headers: Headers) -> str | None:
-    """The client's own id of a request, where it sends one of the allowed form."""
+    """The client's own id of a request, where it sends one of the allowed form, and not its key, which is not kept."""
     client_id = headers.get("x-client-request-id", "")
-    return client_id if CLIENT_ID.fullmatch(client_id) else None
+    is_key = headers.get("authorization", "").split()[-1:] == [client_id]
+    return client_id if CLIENT_ID.fullmatch(client_id) and not is_key else None
 
 
 async def authenticate(request: Request) -> Key:

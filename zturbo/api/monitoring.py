@@ -4,11 +4,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from zturbo.api.routes import Router
-from zturbo.errors import Busy
 from zturbo.metrics import CONTENT_TYPE
 from zturbo.service import Service
-
-READY_RETRY_S = 1
 
 router = Router()
 
@@ -23,8 +20,7 @@ async def health(_request: Request) -> Response:
 async def ready(request: Request) -> Response:
     """The model is loaded and warm, and requests are taken; else a 503 with the reason."""
     service: Service = request.app.state.service
-    if service.worker.queue.refusal is not None:
-        raise Busy(service.worker.queue.refusal, READY_RETRY_S)
+    service.worker.queue.check_ready()
     return JSONResponse({"status": "ready", "waiting": len(service.worker.queue)})
 
 

@@ -497,8 +497,11 @@ def _file() -> Json:
 
 
 def _file_head() -> Json:
-    responses = {status: answer(response["description"]) for status, response in _file()["responses"].items()}
-    return _open("files", "Look up a picture", responses) | {"parameters": _FILE_PARAMETERS}
+    ranges = ("206", str(RangeNotSatisfiable.status))  # of GET alone
+    answers = {status: response for status, response in _file()["responses"].items() if status not in ranges}
+    responses = {status: answer(response["description"]) for status, response in answers.items()}
+    parameters = [one for one in _FILE_PARAMETERS if one["in"] == "path"]
+    return _open("files", "Look up a picture", responses) | {"parameters": parameters}
 
 
 def _health() -> Json:

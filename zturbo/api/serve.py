@@ -21,6 +21,7 @@ from starlette.applications import Starlette
 from zturbo import logs
 from zturbo.api.app import create_app
 from zturbo.config import CONFIG_VARIABLE, SETTINGS, Config, load_config
+from zturbo.engine.catalog import resolve
 from zturbo.engine.queue import AdmissionQueue
 from zturbo.engine.worker import Draws, Worker
 from zturbo.errors import ConfigError
@@ -161,10 +162,12 @@ def run(config: Config, config_file: Path | None, factory: str = "zturbo.api.ser
         ConfigError: the address cannot be listened on, as when another server has it, or content credentials cannot be
             signed.
         StorageError: the data folder cannot be used, as when another server has it.
+        WeightsNotFound: there is no such model on this computer.
     """
     from granian import Granian
     from granian.constants import HTTPModes, Interfaces
 
+    resolve(config.model)
     numbers = _probe(config.host, config.port)
     asyncio.run(try_storage(config))  # here it is one message; in the worker a traceback, and another try
     open_signer(config)  # the same

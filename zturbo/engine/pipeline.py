@@ -11,6 +11,7 @@ the threads between them.
 """
 
 import copy
+import threading
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -72,6 +73,7 @@ class Pipeline:
         self.guessed: Callable[[int], frozenset[int]] = lambda _steps: frozenset()
         """Which of so many forwards are extrapolated from the two before them; an acceleration pass sets it."""
         self._captions: OrderedDict[str, Tensor] = OrderedDict()
+        self._captions_lock = threading.Lock()
         self._schedules: dict[int, Schedule] = {}
 
     def fork(self, level: str) -> "Pipeline":
@@ -91,13 +93,23 @@ class Pipeline:
     @torch.inference_mode()
     def caption(self, prompt: str) -> Tensor:
         """The prompt as the transformer reads it, (1, Lp, dim); the last 16 prompts are kept."""
+        if (known := self._kept(prompt)) is not None:  # without waiting for a prompt that is being expanded
+            return known
         with self.lanes.alone():
-            if prompt not in self._captions:
-                self._captions[prompt] = self._embed(prompt)
-            self._captions.move_to_end(prompt)
-            if len(self._captions) > CAPTIONS_KEPT:
-                self._captions.popitem(last=False)
-            return self._captions[prompt]
+            if (known := self._kept(prompt)) is not None:
+                return known
+            caption = self._embed(prompt)
+            with self._captions_lock:
+                self._captions[prompt] = caption
+                if len(self._captions) > CAPTIONS_KEPT:
+                    self._captions.popitem(last=False)
+            return caption
+
+    def _kept(self, prompt: str) -> Tensor | None:
+        with self._captions_lock:
+            if prompt in self._captions:
+                self._captions.move_to_end(prompt)
+            return self._captions.get(prompt)
 
     def _embed(self, prompt: str) -> Tensor:
         limit = min(MAX_TOKENS, self.transformer.config.max_caption_tokens)
@@ -106,11 +118,14 @@ class Pipeline:
 
     def forget_captions(self) -> None:
         """Drop the kept captions, as after a change of the text encoder."""
-        self._captions.clear()
+        with self._captions_lock:
+            self._captions.clear()
 
     @torch.inference_mode()
     def schedule(self, steps: int) -> Schedule:
         """Noise levels and modulation tables of a number of steps, computed once."""
+        if (known := self._schedules.get(steps)) is not None:
+            return known
         with self.lanes.alone():
             if steps not in self._schedules:
                 levels = sigmas(steps, self.scheduler.shift)

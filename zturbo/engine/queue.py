@@ -110,7 +110,7 @@ class AdmissionQueue:
         self._rate: float | None = None  # pixel-steps a second, of one lane
         self._decoding = 1.0  # steps that a decoding is worth
         self._refusal: str | None = "the model is still loading"
-        self._drained = False
+        self._drained = self._broken = False
         self._changed = threading.Condition()
 
     def open(self, lanes: int = 1, abreast: int | None = None) -> None:
@@ -123,10 +123,13 @@ class AdmissionQueue:
             if not self._drained:
                 self._refusal = None
 
-    def drain(self, reason: str = "the server is shutting down") -> None:
-        """Admit no more; what was admitted is still worked off, and `take` ends after it."""
+    def drain(self, reason: str = "the server is shutting down", broken: bool = False) -> None:
+        """Admit no more; what was admitted is still worked off, and `take` ends after it.
+
+        broken: whoever asks again will be refused again.
+        """
         with self._changed:
-            self._refusal, self._drained = reason, True
+            self._refusal, self._drained, self._broken = reason, True, broken
             self._changed.notify_all()
 
     def give_up(self, reason: str = "the server is shutting down") -> None:
@@ -151,9 +154,17 @@ class AdmissionQueue:
         with self._changed:
             self._check()
 
-    def _check(self) -> None:
+    def check_ready(self) -> None:
+        """See whether requests are taken at all, however many wait.
+
+        Raises:
+            Busy: the model is loading or could not be loaded, or the server is shutting down.
+        """
         if self._refusal is not None:
-            raise Busy(f"no request is taken: {self._refusal}", UNKNOWN_WAIT_S)
+            raise Busy(f"no request is taken: {self._refusal}", None if self._broken else UNKNOWN_WAIT_S)
+
+    def _check(self) -> None:
+        self.check_ready()
         self._forget_cancelled()
         if len(self._waiting) >= self.limit:
             raise Busy(f"the queue is full: {len(self._waiting)} requests are waiting", self._wait_s())
@@ -205,6 +216,8 @@ class AdmissionQueue:
         """Wait, in the midst of a ticket's turn, until fewer than `abreast` others that go before it are at theirs."""
         if len(self._at_work) > self.abreast:  # a look without the lock; whoever comes now is seen next time
             with self._changed:
+                if self._gives_way(ticket):
+                    self._changed.notify_all()  # who goes before it may be at rest: a cancelled ticket wakes nobody
                 while self._gives_way(ticket):
                     self._changed.wait()
 
@@ -229,12 +242,6 @@ class AdmissionQueue:
                 self._learn(ticket.cost, seconds, decoding)
             self._fair.work(ticket.news())
             self._close(ticket, state)
-
-    def position(self, ticket: Ticket) -> int:
-        """Tickets that will have their turn before this one; 0 when it is next, or not waiting."""
-        with self._changed:
-            order = sorted(self._waiting, key=self._rank)
-            return order.index(ticket) if ticket in order else 0
 
     def __len__(self) -> int:
         """Tickets that wait for a turn, their first or another one."""

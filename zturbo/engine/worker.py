@@ -78,9 +78,9 @@ class Worker:
             lanes, abreast = self.engine.lanes, self.engine.abreast
         except BaseException as error:  # told to whoever asks, by `failure` and by the queue's refusal
             self.failure = error
-            reason = f"the model or its safety checker could not be loaded: {error}"
-            log.critical(reason, exc_info=not isinstance(error, ZTurboError))
-            self.queue.drain(reason)
+            reason = "the model or its safety checker could not be loaded"
+            log.critical("%s: %s", reason, error, exc_info=not isinstance(error, ZTurboError))
+            self.queue.drain(reason, broken=True)  # without the error, whose paths are nobody's business but the log's
             return
         self.queue.open(lanes, abreast)
         others = [threading.Thread(target=self._lane, name="engine", daemon=True) for _ in range(lanes - 1)]

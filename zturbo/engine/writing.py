@@ -110,7 +110,7 @@ class Writer:
 
         Args:
             prompt: as the user wrote it.
-            cancelled: asked after each token.
+            cancelled: asked before each token.
 
         Raises:
             Cancelled: `cancelled` said so.
