@@ -291,6 +291,7 @@ def test_the_prompt_as_drawn_and_flags_and_times_are_shown(context: BrowserConte
         revised_prompt="a red boat on a calm sea",
         timings={"queue": 1.5, "expand": 0.5, "denoise": 6.0, "total": 8.0},
         model_version="instant@0",
+        acceleration="none",
     )
     page = opened(context, watch)
     page.route("**/v1/images/generations", lambda route: route.fulfill(body=f"data: {json.dumps(event)}\n\n"))
@@ -301,6 +302,7 @@ def test_the_prompt_as_drawn_and_flags_and_times_are_shown(context: BrowserConte
     expect(page.locator("#about details p")).to_have_text(PROMPT)
     times = page.locator(".times li").all_inner_texts()
     assert times == ["Waiting 1.5 s", "Expanding 0.5 s", "Drawing 6 s"]
+    assert facts(page)["Acceleration"] == "None", "the level that drew, not the one that was asked for"
 
 
 def script_the_stream(page: Page) -> None:
@@ -542,6 +544,82 @@ def test_a_locked_seed_stays_and_an_open_one_changes(page: Page) -> None:
     page.locator("#seed-random").click()
     draw(page)
     assert facts(page)["Seed"] != other
+
+
+def test_a_double_click_draws_once_and_cancels_once(page: Page, steps: Steps) -> None:
+    """Draw and Cancel stand in the same place."""
+    page.locator("#prompt").fill(PROMPT)
+    page.locator("#draw").dblclick()
+    steps.allow(2)
+    expect(page.locator("#stage-count")).to_have_text("step 2 of 8")
+    page.locator("#cancel").dblclick()
+    expect(page.locator("#toast")).to_contain_text("Cancelled")
+    expect(page.locator("#empty")).to_be_visible()
+    page.wait_for_timeout(100)
+    expect(page.locator("#draw")).to_be_visible()
+
+
+def test_a_key_that_is_held_down_draws_once(page: Page, steps: Steps) -> None:
+    page.locator("#prompt").fill(PROMPT)
+    page.locator("#draw").focus()
+    for _ in range(5):  # without a key up between them: repeats
+        page.keyboard.down("Enter")
+    steps.allow(2)
+    expect(page.locator("#stage-count")).to_have_text("step 2 of 8")
+    page.keyboard.up("Enter")
+    expect(page.locator("#cancel")).to_be_visible()
+
+
+def test_a_prompt_that_is_being_written_is_not_lost(page: Page) -> None:
+    draw(page)
+    page.locator("#prompt").fill("something long")
+    for count, act in ((2, "vary"), (3, "again")):
+        page.locator(f"#act-{act}").click()
+        expect(page.locator("#pictures li")).to_have_count(count)
+        expect(page.locator("#about .prompt")).to_have_text(PROMPT)
+        expect(page.locator("#prompt")).to_have_value("something long")
+
+
+def test_another_picture_is_looked_at_and_the_drawing_again(page: Page, steps: Steps) -> None:
+    steps.allow(8)
+    draw(page)
+    start(page, "another prompt")
+    expect(page.locator("#back-to-drawing")).to_be_hidden()
+    page.locator("#pictures button").click()
+    expect(page.locator("#about .prompt")).to_have_text(PROMPT)
+    steps.allow(2)
+    expect(page.locator("#stage-count")).to_have_text("step 2 of 8")
+    page.locator("#back-to-drawing").click()
+    expect(page.locator("#about")).to_be_hidden()
+    expect(page.locator(".frame.at-work")).to_be_visible()
+    steps.allow(6)
+    expect(page.locator("#about .prompt")).to_have_text("another prompt")
+    expect(page.locator("#progress")).to_be_hidden()
+
+
+def test_after_a_cancel_all_pictures_of_the_group_are_back(page: Page, steps: Steps) -> None:
+    choose(page, "images", 3)
+    steps.allow(24)
+    draw(page)
+    expect(page.locator("#easel img")).to_have_count(3)
+    page.locator("#act-vary").click()
+    page.locator("#cancel").click()
+    expect(page.locator("#easel img")).to_have_count(3)
+
+
+def test_escape_leaves_the_comparison_before_the_drawing(page: Page, steps: Steps) -> None:
+    steps.allow(8)
+    draw(page)
+    start(page, "another prompt")
+    page.locator("#pictures button").click()
+    page.locator("#act-compare").click()
+    expect(page.locator("#comparing")).to_be_visible()
+    page.keyboard.press("Escape")
+    expect(page.locator("#comparing")).to_be_hidden()
+    page.locator("#pictures button").focus()
+    steps.allow(8)
+    expect(page.locator("#about .prompt")).to_have_text("another prompt")
+    expect(page.locator("#pictures button").nth(1)).to_be_focused()
 
 
 def test_drawing_again_gives_the_same_picture(page: Page) -> None:
@@ -924,6 +1002,18 @@ def test_only_the_server_says_that_a_key_works(page: Page, watch: Watch) -> None
     expect(page.locator("#toast")).to_have_text("The key works.")
 
 
+def test_pressing_twice_installs_no_refused_key(page: Page, watch: Watch) -> None:
+    watch.allowed = ("status of 401",)
+    page.locator("#open-account").click()
+    page.get_by_label("API key", exact=True).fill(KEY)
+    page.get_by_role("button", name="Use it").click()
+    expect(page.locator("#account-now")).to_contain_text(f"with the key {KEY[:8]}…")
+    page.get_by_label("API key", exact=True).fill("f" * 32)
+    page.get_by_role("button", name="Use it").dblclick()
+    expect(page.locator("#key-error")).to_contain_text("valid API key")
+    assert page.evaluate("sessionStorage.getItem('zturbo.key')") == KEY
+
+
 def test_a_kept_key_outlives_the_tab(page: Page, watch: Watch) -> None:
     page.locator("#open-account").click()
     page.get_by_label("API key", exact=True).fill(KEY)
@@ -938,7 +1028,7 @@ def test_a_kept_key_outlives_the_tab(page: Page, watch: Watch) -> None:
 def test_balance_and_days_of_use(page: Page) -> None:
     draw(page)
     page.locator("#open-account").click()
-    expect(page.locator("#account-now")).to_contain_text("Balance")
+    expect(page.locator("#account-balance")).to_contain_text("Balance")
     expect(page.locator("#usage-chart svg")).to_be_visible()
     rows = page.locator("#usage-chart tr").all_inner_texts()
     assert len(rows) == 8

@@ -17,6 +17,7 @@ export function wireAccount() {
 
 export async function showAccount() {
   const kind = await authority();
+  $("account-balance").textContent = "";
   $("account-now").replaceChildren(paragraph(t(`account.now.${kind ?? "none"}`, { prefix: key.get()?.slice(0, 8) })));
   $("forget-key").hidden = kind !== "key";
   $("keep-key").checked = key.isKept();
@@ -25,9 +26,21 @@ export async function showAccount() {
   await Promise.all([refreshBalance(), showUsage()]);
 }
 
-/** Take a key if the server takes it. */
+let checking = false; // a key, that the server has not said anything of yet
+
 async function useKey(event) {
   event.preventDefault();
+  if (checking) return;
+  checking = true;
+  try {
+    await takeKey();
+  } finally {
+    checking = false;
+  }
+}
+
+/** Take a key if the server takes it. */
+async function takeKey() {
   const text = $("key").value.trim();
   if (!SENDABLE.test(text)) {
     refuseKey(t("key.odd"));
@@ -73,7 +86,7 @@ export async function refreshBalance() {
   $("open-account").classList.toggle("wanted", kind === null);
   if (balance && $("account").open) {
     const usd = limited && number(balance.balance / 2_000_000, { style: "currency", currency: "USD" });
-    $("account-now").append(paragraph(limited ? t("account.balance", { n: number(balance.balance), usd }) : t("account.unlimited")));
+    $("account-balance").textContent = limited ? t("account.balance", { n: number(balance.balance), usd }) : t("account.unlimited");
   }
 }
 

@@ -45,6 +45,7 @@ function pictureOf(event, index, request, { group, timings }) {
     credits: event.usage?.credits_used,
     timings: event.timings ?? timings,
     model: event.model_version ?? model()?.version,
+    level: event.acceleration,
     ...(event.prompt_expansion && { expansion: event.prompt_expansion }),
   };
 }

@@ -51,6 +51,7 @@ export function mark(id) {
 }
 
 function render() {
+  const focused = document.activeElement?.closest("#pictures button")?.dataset.id; // it is made anew
   const alive = new Set(pictures.map((one) => one.id));
   for (const [id, url] of urls) if (!alive.has(id)) URL.revokeObjectURL(url);
   urls = new Map(pictures.map((one) => [one.id, urls.get(one.id) ?? URL.createObjectURL(one.image)]));
@@ -59,6 +60,7 @@ function render() {
   $("history-empty").hidden = pictures.length > 0;
   $("clear").hidden = pictures.length === 0;
   mark(shown);
+  if (focused) $("pictures").querySelector(`[data-id="${focused}"]`)?.focus();
 }
 
 function thumbnail(picture) {

@@ -13,7 +13,7 @@ import { readLimits } from "./limits.js";
 import { model, noteVersion, wireModel } from "./model.js";
 import { recall, remember } from "./preferences.js";
 import { wireShortcuts } from "./shortcuts.js";
-import { showDrawing, showEmpty, showPictures } from "./stage.js";
+import { backToDrawing, endDrawing, showDrawing, showEmpty, showPictures } from "./stage.js";
 import { TEXTS } from "./texts.js";
 import { showFull, showPair, wireViewer } from "./viewer.js";
 
@@ -28,14 +28,16 @@ const EXAMPLES = [
 let running = null; // the AbortController of the request that runs
 let onStage = null; // the picture that is shown
 let first = null; // the picture that waits for a second one to be compared with
+let sent = ""; // the prompt that was drawn last
 
 // --- one request ---
 
-/** Draw what the form says: check, ask, watch, keep, show. */
-async function run() {
+/** Draw what the form says, or with another prompt what else it says: check, ask, watch, keep, show. */
+async function run(other = {}) {
   if (!isFree()) return;
-  const request = checked();
+  const request = checked(other);
   if (request === null) return;
+  sent = request.prompt;
   running = new AbortController();
   busy(true);
   try {
@@ -51,16 +53,19 @@ async function run() {
     showFailure(error);
   } finally {
     running = null;
+    endDrawing();
     busy(false);
     refreshBalance();
   }
 }
 
-/** Put members into the form and draw them. */
-function runWith(members) {
+/** Put members into the form and draw them; a prompt that was typed and is not drawn yet stays in it. */
+function runWith({ prompt, ...settings }) {
   if (!isFree()) return;
-  form.fill(members);
-  run();
+  const typed = $("prompt").value.trim();
+  const isDrawn = [sent.trim(), onStage?.request.prompt.trim() ?? "", ""].includes(typed);
+  form.fill(isDrawn ? { prompt, ...settings } : settings);
+  run({ prompt });
 }
 
 function isFree() {
@@ -69,8 +74,8 @@ function isFree() {
 }
 
 /** The form's request; null where the page itself can tell that it is none, and has. */
-function checked() {
-  const request = { model: model()?.id ?? MODEL, ...form.read() };
+function checked(other = {}) {
+  const request = { model: model()?.id ?? MODEL, ...form.read(), ...other };
   form.clearProblems();
   return form.showOwnProblems(request) ? null : request;
 }
@@ -83,9 +88,24 @@ function busy(on) {
   if (on && $("stage").getBoundingClientRect().top > innerHeight / 2) $("stage").scrollIntoView();
 }
 
-function cancel() {
-  running?.abort();
+/** What Escape leaves: the choice of a second picture, else the request that runs. */
+function leave() {
   if (first) compareWith(null);
+  else running?.abort();
+}
+
+/** Draw and Cancel take each other's place: neither may be pressed by the other's double click, or by a key held down. */
+function wireSend() {
+  const isOther = (event) => event.target.closest("#draw, #cancel") !== null;
+  const line = $("draw").parentElement;
+  line.addEventListener("click", (event) => {
+    if (!isOther(event) || event.detail < 2) return;
+    event.preventDefault();
+    event.stopPropagation();
+  }, true);
+  line.addEventListener("keydown", (event) => {
+    if (event.repeat && isOther(event) && ["Enter", " "].includes(event.key)) event.preventDefault();
+  });
 }
 
 function showFailure(error) {
@@ -126,8 +146,13 @@ function show(pictures, index) {
 
 /** What was on the stage before. */
 function showAgain() {
-  if (onStage) show([onStage], 0);
-  else showEmpty();
+  if (!onStage) {
+    showEmpty();
+    return;
+  }
+  const group = gallery.groupOf(onStage); // without it, if it could not be kept
+  if (group.includes(onStage)) show(group, group.indexOf(onStage));
+  else show([onStage], 0);
 }
 
 function showOne(picture) {
@@ -248,8 +273,8 @@ function wireLanguage() {
 function wireKeys() {
   const withPicture = (act) => () => onStage && act(onStage);
   wireShortcuts({
-    draw: run,
-    cancel,
+    draw: () => run(),
+    cancel: leave,
     prompt: () => $("prompt").focus(),
     help: () => $("help").showModal(),
     lock: form.toggleSeedLock,
@@ -274,7 +299,9 @@ async function start() {
   wireDrop(takeSettings);
   $("more").open = matchMedia("(min-width: 900px)").matches;
   $("request").onsubmit = (event) => { event.preventDefault(); run(); };
-  $("cancel").onclick = cancel;
+  $("cancel").onclick = () => running?.abort();
+  $("back-to-drawing").onclick = () => { backToDrawing(); $("stage").focus(); };
+  wireSend();
   $("empty-model").onclick = () => $("model").click();
   $("stop-comparing").onclick = () => compareWith(null);
   $("clear").onclick = removeAll;

@@ -6,6 +6,7 @@ import { inLanguage, number, seconds, t, when } from "./language.js";
 const urls = new Set(); // object URLs on the stage; freed when it changes
 
 let again = () => {}; // draws the stage anew, in another language
+let drawing = null; // frames of the request that runs, while it does
 
 inLanguage(() => again());
 
@@ -21,7 +22,7 @@ function clean() {
   $("empty").hidden = true;
   $("easel").hidden = false;
   $("about").hidden = true;
-  $("progress").hidden = true;
+  $("back-to-drawing").hidden = drawing === null;
 }
 
 export function showEmpty() {
@@ -39,13 +40,11 @@ function frame([width, height], ...children) {
 
 // --- while it is drawn ---
 
-/** Empty frames for a request; returns what to tell as it goes on. */
+/** Empty frames for a request; returns what to tell as it goes on, until `endDrawing`. */
 export function showDrawing(images, shape) {
-  clean();
-  again = () => {};
   const frames = Array.from({ length: images }, () => frame(shape, h("div", { className: "waiting" }), h("img", { className: "preview", alt: "" })));
-  $("easel").replaceChildren(...frames);
-  $("easel").dataset.images = images;
+  drawing = frames;
+  backToDrawing();
   $("progress").hidden = false;
   const steps = frames.map(() => 0); // done of each picture: the server may draw them side by side
   let current = 0;
@@ -71,6 +70,22 @@ export function showDrawing(images, shape) {
       frames[current].classList.add("seen");
     },
   };
+}
+
+/** Show what is being drawn, after another picture was looked at meanwhile. */
+export function backToDrawing() {
+  if (!drawing) return;
+  clean();
+  again = () => {};
+  $("easel").replaceChildren(...drawing);
+  $("easel").dataset.images = drawing.length;
+  $("back-to-drawing").hidden = true;
+}
+
+export function endDrawing() {
+  drawing = null;
+  $("progress").hidden = true;
+  $("back-to-drawing").hidden = true;
 }
 
 /** In the queue: how many are before, and for how long, as far as the server says. */
@@ -148,11 +163,12 @@ function actions(picture, acts) {
 /** What there is to tell about a picture, in order: [name, text]. */
 export function facts(picture) {
   const { request } = picture;
+  const level = picture.level ?? request.acceleration; // which really drew, where the server has said so
   const known = {
     seed: String(picture.seed),
     size: `${picture.width} × ${picture.height}`,
     steps: request.num_inference_steps === undefined ? null : number(request.num_inference_steps),
-    level: request.acceleration && t(`level.${request.acceleration}`, {}, request.acceleration),
+    level: level && t(`level.${level}`, {}, level),
     format: request.output_format?.toUpperCase(),
     credits: picture.credits === undefined ? null : number(picture.credits),
     time: picture.timings?.total ? seconds(picture.timings.total) : null,
