@@ -186,6 +186,28 @@ class FullDisk(MemoryFiles):
         return await super().put(content, output_format)
 
 
+async def test_old_pictures_make_room_though_nothing_can_be_written(
+    engine: Instant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    records, files, swept = MemoryRecords(), MemoryFiles(), asyncio.Event()
+
+    async def fail(_now_ms: int) -> None:
+        raise StorageError("cannot use records.sqlite: database or disk is full", "make room on the disk")
+
+    async def sweep(before_ms: int) -> int:
+        swept.set()
+        return 0
+
+    monkeypatch.setattr(records.idempotency, "expire", fail)
+    monkeypatch.setattr(files, "sweep", sweep)
+
+    async def opened() -> Storage:
+        return Storage(records, files)
+
+    async with serving(engine, opened, retention_days=1):
+        await asyncio.wait_for(swept.wait(), 10)
+
+
 async def test_a_full_disk_is_told_and_recovers(engine: Instant) -> None:
     files = FullDisk()
 

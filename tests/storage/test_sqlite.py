@@ -15,7 +15,7 @@ import pytest
 from tests.contract.samples import NOW, done, key, request
 from zturbo.errors import StorageError
 from zturbo.storage import database
-from zturbo.storage.database import Database, Migration, migrations_in, shipped_migrations
+from zturbo.storage.database import Database, Migration, migrate, migrations_in, shipped_migrations
 from zturbo.storage.disk import Turn
 from zturbo.storage.records import Answer, KeyLimit
 from zturbo.storage.sqlite import SqliteRecords, open_sqlite
@@ -248,6 +248,17 @@ async def test_an_older_database_is_brought_up_to_date(tmp_path: Path) -> None:
         await records.close()
         assert ask(old, "PRAGMA user_version") == [(NEWEST,)]
         assert schema(old) == schema(new)
+
+
+async def test_opening_what_is_up_to_date_writes_nothing(tmp_path: Path) -> None:
+    """On a full disk records must still be read."""
+    path = tmp_path / "r.db"
+    await (await open_sqlite(path)).close()
+    before = path.read_bytes()
+    connection = sqlite3.connect(f"file:{path}?mode=ro", uri=True, isolation_level=None)
+    migrate(connection, shipped_migrations(), path)
+    connection.close()
+    assert path.read_bytes() == before
 
 
 async def test_keys_of_an_older_database_may_still_leave_the_safety_checker_out(tmp_path: Path) -> None:

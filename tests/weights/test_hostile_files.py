@@ -199,6 +199,16 @@ def test_shards_are_seen_as_one(tmp_path: Path) -> None:
     assert torch.equal(stored.read("b"), torch.zeros(2))
 
 
+def test_shards_that_say_different_things_of_their_layers_are_refused(tmp_path: Path) -> None:
+    """The last one's word alone would count, and the others' layers be read as what they are not."""
+    sharded(tmp_path)
+    for name, format in (("model-1", "int8"), ("model-2", "fp8")):
+        said = {"_quantization_metadata": json.dumps({"layers": {name: {"format": format}}})}
+        save_file({"a" if name == "model-1" else "b": torch.ones(2)}, tmp_path / f"{name}.safetensors", said)
+    with pytest.raises(WeightsError, match="shards of different _quantization_metadata"):
+        open_component(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("index", "reason"),
     [

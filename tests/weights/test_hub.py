@@ -31,6 +31,8 @@ class Hub:
     breaks_at: int = 0
     breaks: int = 0
     """So many transfers of weights end after `breaks_at` bytes."""
+    stalls: threading.Event | None = None
+    """What breaks stays open without another byte until this is set."""
     status_of_weights: list[int] = field(default_factory=list)
     """Answers to the next requests for weights; 0 closes the connection without one."""
     knows_ranges: bool = True
@@ -105,8 +107,10 @@ def handler(server: Hub) -> type[BaseHTTPRequestHandler]:
             self.send_header("Content-Length", str(len(content)))
             self.end_headers()
             if body and name.endswith(".safetensors") and server.breaks:
-                self.wfile.write(content[: server.breaks_at])
                 self.close_connection, server.breaks = True, server.breaks - 1
+                self.wfile.write(content[: server.breaks_at])
+                if server.stalls:
+                    server.stalls.wait(30)
             elif body:
                 self.wfile.write(content)
 
@@ -193,6 +197,42 @@ def test_a_broken_connection_is_continued_where_it_broke(server: Hub, tmp_path: 
 
 
 @pytest.mark.usefixtures("no_waiting")
+def test_a_connection_that_falls_silent_is_given_up_and_continued(
+    server: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DOWNLOAD_TIMEOUT", 0.2)
+    server.breaks_at, server.breaks, server.stalls = 3000, 1, threading.Event()
+    folder = hub.pull("some/model", cache=tmp_path, endpoint=server.endpoint)
+    server.stalls.set()
+    assert (folder / "transformer" / "model.safetensors").read_bytes() == WEIGHTS
+    assert server.begun_at["transformer/model.safetensors"] == [0, 3000]
+
+
+def test_bytes_are_checked_before_they_get_their_name(tmp_path: Path, server: Hub) -> None:
+    """Else a pull that is interrupted while it checks leaves what looks whole."""
+    seen: list[list[str]] = []
+
+    def interrupted(part: Path) -> None:
+        seen.append([path.name for path in tmp_path.iterdir() if path.suffix != ".lock"])
+        raise KeyboardInterrupt
+
+    url = f"{server.endpoint}/some/model/resolve/{COMMIT}/transformer/model.safetensors"
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            transfer.download(url, tmp_path / "blob", len(WEIGHTS), "weights", interrupted)
+    assert seen == 2 * [["blob.zturbo-part"]]
+    assert len(server.begun_at["transformer/model.safetensors"]) == 1, "and nothing is brought twice"
+
+
+def test_a_file_that_was_damaged_since_is_found_and_removed(server: Hub, tmp_path: Path) -> None:
+    folder = hub.pull("some/model", cache=tmp_path, endpoint=server.endpoint)
+    (folder / "transformer" / "model.safetensors").resolve().write_bytes(b"x" * len(WEIGHTS))
+    with pytest.raises(DownloadError, match="it was removed"):
+        hub.pull("some/model", cache=tmp_path, endpoint=server.endpoint)
+    assert not list(tmp_path.rglob("model.safetensors"))
+
+
+@pytest.mark.usefixtures("no_waiting")
 def test_another_run_continues_where_the_first_gave_up(server: Hub, tmp_path: Path) -> None:
     server.breaks_at, server.breaks = 1000, 1
     server.status_of_weights = [200] + [0] * transfer.ATTEMPTS
@@ -219,7 +259,7 @@ def test_what_another_run_brought_meanwhile_is_not_downloaded_again(
         yield
 
     monkeypatch.setattr("huggingface_hub.utils.WeakFileLock", lock_that_another_run_had)
-    transfer.download("http://127.0.0.1:9/nobody-is-asked", blob, len(WEIGHTS), "weights")
+    assert not transfer.download("http://127.0.0.1:9/nobody-is-asked", blob, len(WEIGHTS), "weights", print)
     assert [path.name for path in tmp_path.iterdir()] == ["blob"]
 
 

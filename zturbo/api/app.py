@@ -96,11 +96,14 @@ async def _chores(service: Service, retention_days: int) -> AsyncIterator[None]:
         await service.settle()
 
     async def sweep() -> None:
-        await service.records.idempotency.expire(now_ms())
         if retention_days and (removed := await service.files.sweep(now_ms() - retention_days * DAY_MS)):
             log.info("retention removed %d pictures", removed)
 
-    tasks = [asyncio.ensure_future(_every(SETTLE_EVERY_S, settle)), asyncio.ensure_future(_every(SWEEP_EVERY_S, sweep))]
+    async def expire() -> None:  # apart: on a full disk it fails until the other has made room
+        await service.records.idempotency.expire(now_ms())
+
+    chores = ((SETTLE_EVERY_S, settle), (SWEEP_EVERY_S, sweep), (SWEEP_EVERY_S, expire))
+    tasks = [asyncio.ensure_future(_every(seconds, chore)) for seconds, chore in chores]
     try:
         yield
     finally:

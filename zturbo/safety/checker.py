@@ -56,7 +56,7 @@ class Checker(Protocol):
 
     @property
     def version(self) -> str:
-        """The first 8 hex digits of its weights' SHA-256."""
+        """Eight hex digits that tell its weights from others; the same wherever they lie."""
 
     @property
     def threshold(self) -> float: ...

@@ -2,7 +2,8 @@
 
 Off until the settings name an endpoint. It is asked before anything is queued; what it does not allow is refused and
 costs nothing. A guard that cannot be asked, or says something else than it was trained to, fails the request: whoever
-sets one up wants no prompt drawn unchecked. Neither prompts nor what the guard said of them are in errors or logs.
+sets one up wants no prompt drawn unchecked. Neither prompts nor what the guard said of them are in logs; the error
+names the categories that the guard named, in its words.
 
 What it answers (https://github.com/QwenLM/Qwen3Guard, "Gen"):
 

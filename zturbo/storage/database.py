@@ -291,6 +291,8 @@ def migrate(connection: sqlite3.Connection, migrations: Sequence[Migration], pat
         StorageError: the database is not ours, or from a newer version.
     """
     newest = len(migrations)
+    if _version(connection, path) == newest:  # nothing is written: reading must work on a full disk
+        return
     connection.execute("BEGIN IMMEDIATE")
     try:
         version = _version(connection, path)

@@ -9,7 +9,7 @@ import torch
 
 from zturbo.errors import WeightsNotFound
 from zturbo.weights.safetensors_file import SafetensorsFile, open_binary, read_stored
-from zturbo.weights.sources import StoredTensor, StoredTensors, bad_file
+from zturbo.weights.sources import LAYER_FORMATS, StoredTensor, StoredTensors, bad_file
 
 STEMS = ("diffusion_pytorch_model", "model")
 """diffusers' and transformers' file names for a component's weights."""
@@ -30,6 +30,9 @@ class Shards:
         shards = {name: SafetensorsFile(_shard(index, name)) for name in sorted(set(where.values()))}
         self.files = tuple(shard.path for shard in shards.values())
         self.metadata = {key: value for shard in shards.values() for key, value in shard.metadata.items()}
+        formats = {text for shard in shards.values() if (text := shard.metadata.get(LAYER_FORMATS))}
+        if len(formats) > 1:  # one would hide the others, and their layers would be read as something else
+            raise bad_file(index, f"has shards of different {LAYER_FORMATS}, which is not read")
         self.entries: Mapping[str, StoredTensor] = {
             name: entry for shard in shards.values() for name, entry in shard.entries.items()
         }

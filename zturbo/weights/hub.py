@@ -7,9 +7,10 @@ Each model is pinned to one commit, so a download never mixes two states of a re
 
 import hashlib
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -134,8 +135,7 @@ def pull(
         api = HfApi(endpoint=endpoint)
         commit = api.model_info(model.repository, revision=model.revision).sha or model.revision
         weights = _listed_weights(api, model.repository, commit)
-        for file in weights:
-            _download_weights(model.repository, commit, file, cache, endpoint)
+        brought = [file for file in weights if _download_weights(model.repository, commit, file, cache, endpoint)]
         folder = Path(
             snapshot_download(
                 model.repository,
@@ -145,9 +145,11 @@ def pull(
                 allow_patterns=list(ALLOWED_FILES),
             )
         )
-    for path in _verified(model, folder, weights):
+    for file in weights:
+        if file not in brought:
+            _verify(model.repository, folder, file)
         if on_verified:
-            on_verified(path)
+            on_verified(file.path)
     if model.revision != commit:
         _name_commit(folder, model.revision)
     return folder
@@ -190,29 +192,39 @@ def _listed_weights(api: "HfApi", repository: str, commit: str) -> list[_Weights
     return weights
 
 
-def _download_weights(repository: str, commit: str, file: _Weights, cache: Path | None, endpoint: str | None) -> None:
-    """Put a file where the hub's client expects its content: blobs/<sha256> of the repository's cache."""
+def _download_weights(repository: str, commit: str, file: _Weights, cache: Path | None, endpoint: str | None) -> bool:
+    """Put a file where the hub's client expects its content: blobs/<sha256> of the repository's cache.
+
+    Returns: whether it was brought, and checked, now.
+    """
     from huggingface_hub import constants, hf_hub_url
     from huggingface_hub.file_download import repo_folder_name
 
     root = Path(cache or constants.HF_HUB_CACHE) / repo_folder_name(repo_id=repository, repo_type="model")
     url = hf_hub_url(repository, file.path, revision=commit, endpoint=endpoint)
-    download(url, root / "blobs" / file.sha256, file.size_bytes, file.path)
+    return download(
+        url, root / "blobs" / file.sha256, file.size_bytes, file.path, partial(_check_bytes, repository, file)
+    )
 
 
-def _verified(model: HubModel, folder: Path, weights: Sequence[_Weights]) -> Iterator[str]:
-    for file in weights:
-        path = folder / file.path
-        if (got := _sha256(path)) != file.sha256:
-            # The damaged blob goes, so that the next pull fetches it again.
-            path.resolve().unlink()
-            path.unlink(missing_ok=True)
-            told = f"has the sha256 {got}, the hub announces {file.sha256}"
-            raise DownloadError(
-                f"{model.repository}: {file.path} {told}; it was removed",
-                f"run `zturbo models pull {model.repository}` again",
-            )
-        yield file.path
+def _verify(repository: str, folder: Path, file: _Weights) -> None:
+    """Check a file that was there before; a damaged one goes, so that the next pull fetches it again."""
+    path = folder / file.path
+    try:
+        _check_bytes(repository, file, path)
+    except DownloadError:
+        path.resolve().unlink()
+        path.unlink(missing_ok=True)
+        raise
+
+
+def _check_bytes(repository: str, file: _Weights, path: Path) -> None:
+    """Raises: DownloadError: the bytes are others than the hub announces."""
+    if (got := _sha256(path)) != file.sha256:
+        raise DownloadError(
+            f"{repository}: {file.path} has the sha256 {got}, the hub announces {file.sha256}; it was removed",
+            f"run `zturbo models pull {repository}` again",
+        )
 
 
 def _sha256(path: Path) -> str:

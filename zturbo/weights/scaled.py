@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from zturbo.weights.names import Shape
-from zturbo.weights.sources import StoredTensors, bad_file
+from zturbo.weights.sources import LAYER_FORMATS, StoredTensors, bad_file
 
 _STORAGE = {
     "float8_e4m3fn": torch.float8_e4m3fn,
@@ -86,10 +86,10 @@ class DecodedTensors:
     def _declared_formats(self) -> dict[str, Mapping[str, Any]]:
         """Layer -> its settings, from the metadata and from marker tensors."""
         formats: dict[str, Mapping[str, Any]] = {}
-        if text := self._stored.metadata.get("_quantization_metadata"):
-            layers = self._json(text, "_quantization_metadata").get("layers")
+        if text := self._stored.metadata.get(LAYER_FORMATS):
+            layers = self._json(text, LAYER_FORMATS).get("layers")
             if not isinstance(layers, dict):
-                raise bad_file(self.path, "has a _quantization_metadata without layers")
+                raise bad_file(self.path, f"has a {LAYER_FORMATS} without layers")
             formats |= {self._full_name(layer): self._settings(value, layer) for layer, value in layers.items()}
         for name, entry in self._stored.entries.items():
             if name.endswith(".comfy_quant") and self._describes_weight(name):

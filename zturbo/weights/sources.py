@@ -13,6 +13,8 @@ from zturbo.weights.names import Shape
 MAX_DIMENSIONS = 8
 MAX_ELEMENTS = 1 << 40
 """No tensor of any model is near either bound; a header that exceeds them is corrupt."""
+LAYER_FORMATS = "_quantization_metadata"
+"""Metadata that says how layers are quantized, as JSON."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,7 @@
 
 The hub's client continues a broken connection but starts a file again after its process ended, and the largest
 file of the published model has 9.3 GB. So weights are fetched here, into the place where the client looks for
-them; all else is left to the client. Sizes are checked here, contents by the caller.
+them; all else is left to the client. A file gets its name once its size and its contents have been checked.
 
 The names taken from `huggingface_hub.utils` are documented there, but not marked for type checkers.
 """
@@ -16,8 +16,13 @@ ATTEMPTS = 5
 """Attempts in a row that may bring nothing before the error is passed on."""
 
 
-def download(url: str, blob: Path, size_bytes: int, label: str) -> None:
-    """Bring `url` to the file `blob`, which appears only when it is complete.
+def download(url: str, blob: Path, size_bytes: int, label: str, check: Callable[[Path], object]) -> bool:
+    """Bring `url` to the file `blob`, which appears only when it is complete and right.
+
+    Args:
+        check: called with the file before it gets its name; what it raises leaves the next attempt to start anew.
+
+    Returns: whether it was brought and checked now.
 
     Raises:
         OSError, or the HTTP library's error: the server refuses, or brings nothing any more.
@@ -25,16 +30,23 @@ def download(url: str, blob: Path, size_bytes: int, label: str) -> None:
     from huggingface_hub.utils import WeakFileLock  # type: ignore[attr-defined]
 
     if blob.exists():
-        return
+        return False
     blob.parent.mkdir(parents=True, exist_ok=True)
     part = blob.with_name(f"{blob.name}.zturbo-part")
     with WeakFileLock(part.with_name(f"{part.name}.lock")):
         if blob.exists():  # another run brought it while this one waited
-            return
+            return False
         if _size(part) > size_bytes:
             part.unlink()
         _complete(url, part, size_bytes, label)
+        try:
+            check(part)
+        except BaseException as error:
+            if isinstance(error, Exception):  # not if somebody interrupts it: then it is only to be checked again
+                part.unlink()
+            raise
         part.replace(blob)
+        return True
 
 
 def _complete(url: str, part: Path, size_bytes: int, label: str) -> None:
@@ -64,6 +76,7 @@ def _complete(url: str, part: Path, size_bytes: int, label: str) -> None:
 
 def _append(url: str, part: Path, begin: int, count: Callable[[int], object]) -> None:
     """Append what the server sends from byte `begin` on; `count` is told the size of each piece."""
+    from huggingface_hub import constants
     from huggingface_hub.utils import (  # type: ignore[attr-defined]
         build_hf_headers,
         get_session,
@@ -71,7 +84,8 @@ def _append(url: str, part: Path, begin: int, count: Callable[[int], object]) ->
     )
 
     headers = build_hf_headers() | {"Range": f"bytes={begin}-", "Accept-Encoding": "identity"}
-    with get_session().stream("GET", url, headers=headers, follow_redirects=True) as response:
+    patience = constants.HF_HUB_DOWNLOAD_TIMEOUT  # seconds without a byte; the client's own is for ever
+    with get_session().stream("GET", url, headers=headers, follow_redirects=True, timeout=patience) as response:
         hf_raise_for_status(response)
         whole = response.status_code == 200  # the server does not know ranges and starts at the beginning
         with part.open("wb" if whole else "ab") as file:
