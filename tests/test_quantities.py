@@ -2,6 +2,7 @@
 
 import json
 from datetime import UTC, datetime, timedelta, timezone
+from decimal import Decimal
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from tests.contract.samples import at
 from zturbo.errors import InvalidInput
 from zturbo.quantities import HOUR_MS, MAX_MS, iso, read_duration, read_moment, read_period, read_usd, usd
-from zturbo.storage.records import DAY_MS, MAX_CREDITS, usd_of_credits
+from zturbo.storage.records import DAY_MS, MAX_CREDITS
 
 NOW = at("2026-03-11T12:00")
 PATH = ("limit", "threshold")
@@ -25,7 +26,7 @@ def test_money_survives_json(credits: int) -> None:
 
 @given(st.integers(0, MAX_CREDITS))
 def test_money_as_text_is_exact(credits: int) -> None:
-    assert read_usd(f"{usd_of_credits(credits):f}", PATH) == credits
+    assert read_usd(f"{Decimal(credits) / 2_000_000:f}", PATH) == credits
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,8 @@ The recipes here are written from the format's description, by hand and apart fr
 
 import functools
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from zturbo.models.text_encoder import Qwen3
 from zturbo.models.transformer import ZImageTransformer
 from zturbo.models.vae import AutoencoderKL
 from zturbo.weights.checkpoint import Component
+from zturbo.weights.names import Placement
 
 State = dict[str, Tensor]
 
@@ -131,3 +133,15 @@ def assert_same(got: Mapping[str, Tensor], expected: Mapping[str, Tensor], dtype
         assert tensor.dtype == dtype, name
         assert tensor.shape == expected[name].shape, name
         assert torch.equal(tensor, expected[name].to(dtype)), name
+
+
+def named_weights(module: nn.Module, placements: Mapping[str, Placement]) -> Iterator[tuple[str, torch.Tensor]]:
+    """The way back: (checkpoint name, tensor) for a module's parameters, as views of them."""
+    for name, placement in placements.items():
+        rows = module.get_parameter(placement.parameter).detach()[placement.first_row : placement.rows.stop]
+        yield name, rows.reshape(placement.shape)
+
+
+def parameter_count(placements: Mapping[str, Placement]) -> int:
+    """Parameters of a component, from its names alone."""
+    return sum(math.prod(placement.shape) for placement in placements.values())

@@ -11,7 +11,7 @@ from zturbo.acceleration.quantize import TRANSFORMER_LAYERS, QuantizedLinear, qu
 from zturbo.errors import WeightsError
 from zturbo.models.transformer import ZImageTransformer
 from zturbo.weights.checkpoint import open_checkpoint
-from zturbo.weights.load import load_weights, named_weights
+from zturbo.weights.load import load_weights
 from zturbo.weights.names import Placement
 
 PLACES = {
@@ -59,7 +59,7 @@ def test_rows_reach_their_places(dtype: torch.dtype) -> None:
     assert module.fused.weight.requires_grad
     assert not module.pad.requires_grad
     assert module.get_buffer("table").is_meta  # buffers are the module's own business
-    back = dict(named_weights(module, PLACES))
+    back = dict(models.named_weights(module, PLACES))
     assert torch.equal(back["k"], tensors()["k"].to(dtype))
 
 

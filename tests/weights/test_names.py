@@ -26,7 +26,7 @@ from zturbo.models.text_encoder import Qwen3
 from zturbo.models.transformer import ZImageTransformer
 from zturbo.models.vae import AutoencoderKL
 from zturbo.weights import names, published
-from zturbo.weights.load import load_weights, named_weights, parameter_count
+from zturbo.weights.load import load_weights
 from zturbo.weights.names import NameTable, Shape
 
 FULL_TRANSFORMER = TransformerConfig.from_dict(published.TRANSFORMER, "published")
@@ -73,7 +73,7 @@ def test_the_published_transformer_has_the_reference_names_and_shapes() -> None:
     table = names.transformer_names(FULL_TRANSFORMER, "diffusers")
     assert shapes_of(table) == expected
     assert len(table.placements) == 521
-    assert parameter_count(table.placements) == 6_154_908_736
+    assert models.parameter_count(table.placements) == 6_154_908_736
     assert registry_hash(shapes_of(table)) == "fc3a8a1247fe185ce116ccbe0e426c28"
     prefixed = table.prefixed("model.diffusion_model.")
     assert registry_hash(shapes_of(prefixed)) == "8cf241a0d32f93d5de368502a086852f"
@@ -87,7 +87,7 @@ def test_the_published_transformer_in_comfy_names() -> None:
     table = names.transformer_names(FULL_TRANSFORMER, "comfy")
     assert shapes_of(table) == {name: tuple(tensor.shape) for name, tensor in expected.items()}
     assert len(table.placements) == 453
-    assert parameter_count(table.placements) == 6_154_908_736
+    assert models.parameter_count(table.placements) == 6_154_908_736
     assert_tiles(ours, table)
 
 
@@ -98,7 +98,7 @@ def test_the_published_text_encoder_has_the_reference_names_and_shapes() -> None
     table = names.text_encoder_names(FULL_TEXT_ENCODER, "transformers")
     assert shapes_of(table) == expected
     assert len(table.placements) == 398
-    assert parameter_count(table.placements) == 4_022_468_096
+    assert models.parameter_count(table.placements) == 4_022_468_096
     assert registry_hash(shapes_of(table)) == "0f050f62a88876fea6eae0a18dac5a2e"
     assert_tiles(ours, table)
 
@@ -128,7 +128,7 @@ def test_the_published_vae_has_the_reference_names_and_shapes() -> None:
     table = names.vae_names(FULL_VAE, "diffusers")
     assert shapes_of(table) == reference_shapes(reference)
     assert len(table.placements) == 244
-    assert parameter_count(table.placements) == 34_274_208 + 49_545_475
+    assert models.parameter_count(table.placements) == 34_274_208 + 49_545_475
     assert registry_hash(shapes_of(table)) == "1aafa3cc91716fb6b300cc1cd51b85a3"
     assert_tiles(ours, table)
     assert_tiles(ours, names.vae_names(FULL_VAE, "flux"))
@@ -170,8 +170,8 @@ def test_layouts_make_the_round_trip(prefix: str) -> None:
         first, second = ZImageTransformer(config), ZImageTransformer(config)
     original = {prefix + name: tensor for name, tensor in state.items()}
     load(first, original.items(), split)
-    load(second, named_weights(first, fused.placements), fused)
-    back = dict(named_weights(second, split.placements))
+    load(second, models.named_weights(first, fused.placements), fused)
+    back = dict(models.named_weights(second, split.placements))
     assert back.keys() == original.keys()
     assert all(torch.equal(back[name], original[name]) for name in original)
     models.assert_same(models.parameters(first), models.fused_transformer(state))
@@ -184,7 +184,7 @@ def test_a_text_encoder_makes_the_round_trip() -> None:
         module = Qwen3(config)
     load(module, state.items(), table)
     models.assert_same(models.parameters(module), models.fused_text_encoder(state))
-    back = dict(named_weights(module, table.placements))
+    back = dict(models.named_weights(module, table.placements))
     assert back.keys() == state.keys()
     assert all(torch.equal(back[name], state[name]) for name in state)
 
@@ -214,7 +214,7 @@ def test_any_transformer_of_the_family_is_tiled(
         assert_tiles(ours, table)
         (found,) = names.find_transformer(table.prefixed("diffusion_model.").placements)
         assert found == names.Found(layout, "diffusion_model.")
-    assert parameter_count(table.placements) == sum(math.prod(p.shape) for p in ours.parameters())
+    assert models.parameter_count(table.placements) == sum(math.prod(p.shape) for p in ours.parameters())
 
 
 def test_a_name_of_one_layout_is_never_part_of_another() -> None:

@@ -30,7 +30,6 @@ class OpenFile:
 
     stream: BinaryIO
     size_bytes: int
-    modified_ms: int
     content_type: str
 
 

@@ -190,7 +190,7 @@ class LocalFiles:
             os.close(descriptor)
             raise NoSuchFile(name)
         stream = os.fdopen(descriptor, "rb")
-        return OpenFile(stream, facts.st_size, facts.st_mtime_ns // 1_000_000, content_type_of(name))
+        return OpenFile(stream, facts.st_size, content_type_of(name))
 
     def _absence(self, name: str) -> ZTurboError:
         """Why there is no picture of a name."""

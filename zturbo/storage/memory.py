@@ -293,8 +293,8 @@ class MemoryFiles:
 
     async def open(self, name: str) -> OpenFile:
         if name in self._pictures:
-            data, modified_ms = self._pictures[name]
-            return OpenFile(io.BytesIO(data), len(data), modified_ms, content_type_of(name))
+            data, _ = self._pictures[name]
+            return OpenFile(io.BytesIO(data), len(data), content_type_of(name))
         if name in self._swept:
             raise FileGone(name)
         raise NoSuchFile(name)

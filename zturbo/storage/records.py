@@ -47,10 +47,6 @@ class KeyLimit:
     def __post_init__(self) -> None:
         assert_credits(self.threshold)
 
-    def window_start_ms(self, now_ms: int) -> int:
-        """When the window that `now_ms` lies in began; 0 for the window that never resets."""
-        return window_start_ms(self.retention, now_ms)
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Key:
@@ -353,11 +349,6 @@ def credits_of_usd(usd: Decimal | str | int) -> int:
     if not in_range:
         raise ValueError(f"must be from 0 to {MAX_CREDITS // CREDITS_PER_USD} USD; got {usd!r}")
     return int(value.to_integral_value(ROUND_HALF_UP))
-
-
-def usd_of_credits(credits: int) -> Decimal:
-    """US dollars for credits, exactly: a credit is 0.0000005 USD."""
-    return Decimal(credits) / CREDITS_PER_USD
 
 
 def window_start_ms(retention: Retention, now_ms: int) -> int:

@@ -4,8 +4,7 @@ The module was made on the meta device and costs nothing; each parameter is allo
 when its first rows arrive. Peak memory is the module in its final dtype plus one tensor of the stream.
 """
 
-import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -146,15 +145,3 @@ class _Parameters:
         """The table of names covers the whole module: anything else is a mistake of ours."""
         untouched = [name for name, parameter in self._module.named_parameters() if parameter.is_meta]
         assert not untouched, f"no name places anything into {untouched[:NAMED_IN_ERRORS]}"
-
-
-def named_weights(module: nn.Module, placements: Mapping[str, Placement]) -> Iterator[tuple[str, torch.Tensor]]:
-    """The way back: (checkpoint name, tensor) for a module's parameters, as views of them."""
-    for name, placement in placements.items():
-        rows = module.get_parameter(placement.parameter).detach()[placement.first_row : placement.rows.stop]
-        yield name, rows.reshape(placement.shape)
-
-
-def parameter_count(placements: Mapping[str, Placement]) -> int:
-    """Parameters of a component, from its names alone."""
-    return sum(math.prod(placement.shape) for placement in placements.values())
