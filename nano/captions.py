@@ -17,11 +17,22 @@ EXPAND_INSTRUCTION = "Describe this picture in detail: "
 """What a user turn starts with when the language model is to go on from a prompt."""
 
 NOUNS: dict[str, tuple[str, ...]] = {
-    "t-rex": ("T-Rex", "T-Rex", "t-rex", "tyrannosaurus", "dinosaur", "dino", "T. rex", "tyrannosaurus rex"),
-    "cat": ("cat", "cat", "kitty", "kitten"),
-    "dog": ("dog", "dog", "puppy", "doggy"),
+    "t-rex": (
+        "T-Rex",
+        "T-Rex",
+        "t-rex",
+        "T-rex",
+        "trex",
+        "tyrannosaurus",
+        "dinosaur",
+        "dino",
+        "T. rex",
+        "tyrannosaurus rex",
+    ),
+    "cat": ("cat", "cat", "cat", "kitty", "kitten", "tomcat", "pussycat"),
+    "dog": ("dog", "dog", "dog", "puppy", "doggy", "pup", "hound"),
     "bird": ("bird", "bird", "birdie"),
-    "robot": ("robot", "robot", "android", "bot"),
+    "robot": ("robot", "robot", "robot", "android", "bot", "droid"),
     "person": ("person", "child", "kid", "girl", "boy", "woman", "man"),
     "bear": ("bear", "teddy bear"),
     "rabbit": ("rabbit", "bunny", "hare"),
@@ -29,12 +40,12 @@ NOUNS: dict[str, tuple[str, ...]] = {
     "mouse": ("mouse",),
     "pig": ("pig", "piglet"),
     "fish": ("fish", "fish", "goldfish"),
-    "car": ("car", "car", "automobile"),
-    "boat": ("boat", "sailing boat", "sailboat", "boat"),
-    "house": ("house", "house", "cottage", "home"),
-    "flower": ("flower", "flower", "blossom", "bloom"),
-    "balloon": ("balloon", "balloon", "party balloon"),
-    "rocket": ("rocket", "spaceship", "rocket ship"),
+    "car": ("car", "car", "car", "automobile", "motor car", "vehicle"),
+    "boat": ("boat", "boat", "boat", "sailing boat", "sailboat", "ship", "sailing ship", "yacht"),
+    "house": ("house", "house", "house", "cottage", "home", "hut", "cabin"),
+    "flower": ("flower", "flower", "flower", "blossom", "bloom", "daisy", "tulip"),
+    "balloon": ("balloon", "balloon", "balloon", "party balloon", "toy balloon"),
+    "rocket": ("rocket", "rocket", "spaceship", "rocket ship", "space rocket", "spacecraft"),
     "train": ("train", "steam train", "locomotive"),
     "umbrella": ("umbrella", "parasol", "beach umbrella"),
     "sun lounger": ("sun lounger", "deck chair", "lounger"),
@@ -57,6 +68,10 @@ PLURALS = {
     "T-Rex": "T-Rexes",
     "t-rex": "t-rexes",
     "T. rex": "T. rexes",
+    "T-rex": "T-rexes",
+    "trex": "trexes",
+    "daisy": "daisies",
+    "spacecraft": "spacecraft",
     "butterfly": "butterflies",
     "tyrannosaurus": "tyrannosauruses",
     "tyrannosaurus rex": "tyrannosaurus rexes",
@@ -88,6 +103,9 @@ WHERE: dict[str, tuple[str, ...]] = {
         "at the seaside",
         "on the sand",
         "on the shore",
+        "on the coast",
+        "on the sandy shore",
+        "with the beach in the background",
     ),
     "sea": (
         "at sea",
@@ -97,6 +115,9 @@ WHERE: dict[str, tuple[str, ...]] = {
         "in the ocean",
         "out on the water",
         "on the waves",
+        "on the blue sea",
+        "in the waves",
+        "on open water",
     ),
     "meadow": (
         "in a meadow",
@@ -105,8 +126,22 @@ WHERE: dict[str, tuple[str, ...]] = {
         "on the grass",
         "in a grassy meadow",
         "in the green hills",
+        "in the meadow",
+        "in the grass",
+        "on a green meadow",
+        "on the lawn",
     ),
-    "forest": ("in a forest", "in the forest", "in the woods", "among the fir trees", "in a dark wood"),
+    "forest": (
+        "in a forest",
+        "in the forest",
+        "in the woods",
+        "among the fir trees",
+        "in a dark wood",
+        "between the trees",
+        "in front of a forest",
+        "in the deep forest",
+        "in the woodland",
+    ),
     "snow": (
         "in the snow",
         "in a snowy landscape",
@@ -114,6 +149,11 @@ WHERE: dict[str, tuple[str, ...]] = {
         "on a snowy field",
         "while it is snowing",
         "in a winter landscape",
+        "in deep snow",
+        "on the snow",
+        "in a snowy field",
+        "in a winter wonderland",
+        "on a cold winter day",
     ),
     "city": (
         "in a city",
@@ -123,6 +163,11 @@ WHERE: dict[str, tuple[str, ...]] = {
         "downtown",
         "on the street",
         "in front of tall buildings",
+        "on a busy street",
+        "in a big city",
+        "between tall buildings",
+        "with a city in the background",
+        "on the road",
     ),
     "space": (
         "in space",
@@ -131,12 +176,59 @@ WHERE: dict[str, tuple[str, ...]] = {
         "among the stars and planets",
         "on a distant planet",
         "in the cosmos",
+        "on the lunar surface",
+        "in the galaxy",
+        "among the stars",
+        "floating in space",
     ),
-    "mountains": ("in the mountains", "in front of snowy mountains", "in the alps", "below high peaks"),
-    "desert": ("in the desert", "in a desert", "among sand dunes", "on a dune"),
-    "underwater": ("under water", "underwater", "at the bottom of the sea", "under the sea"),
-    "room": ("in a room", "in a living room", "indoors", "at home in a cosy room"),
-    "plain": ("on a plain background", "on a simple background", "in front of a plain wall", "in front of nothing"),
+    "mountains": (
+        "in the mountains",
+        "in front of snowy mountains",
+        "in the alps",
+        "below high peaks",
+        "high up in the mountains",
+        "with mountains in the background",
+        "in front of mountains",
+        "in a mountain valley",
+    ),
+    "desert": (
+        "in the desert",
+        "in a desert",
+        "among sand dunes",
+        "on a dune",
+        "in the hot desert",
+        "in the dunes",
+        "in a sandy desert",
+    ),
+    "underwater": (
+        "under water",
+        "underwater",
+        "at the bottom of the sea",
+        "under the sea",
+        "beneath the waves",
+        "in the deep sea",
+        "on the seabed",
+        "on the ocean floor",
+    ),
+    "room": (
+        "in a room",
+        "in a living room",
+        "indoors",
+        "at home in a cosy room",
+        "inside a room",
+        "in a cosy room",
+        "in the living room",
+        "inside a house",
+        "at home",
+    ),
+    "plain": (
+        "on a plain background",
+        "on a simple background",
+        "in front of a plain wall",
+        "in front of nothing",
+        "on a plain backdrop",
+        "in front of a plain background",
+    ),
 }
 TAGS: dict[str, tuple[str, ...]] = {
     "beach": ("beach", "sandy beach", "seaside"),
@@ -153,19 +245,61 @@ TAGS: dict[str, tuple[str, ...]] = {
     "plain": ("plain background",),
 }
 WHEN: dict[str, tuple[str, ...]] = {
-    "day": ("during the day", "on a sunny day", "in bright daylight", "under a blue sky", "in the sunshine"),
-    "sunset": ("at sunset", "at dusk", "in the evening light", "under an orange sky", "as the sun goes down"),
-    "night": ("at night", "under the moon", "by moonlight", "on a starry night", "in the dark of night"),
+    "day": (
+        "during the day",
+        "on a sunny day",
+        "in bright daylight",
+        "under a blue sky",
+        "in the sunshine",
+        "in the daytime",
+        "in the morning",
+        "at noon",
+        "by day",
+    ),
+    "sunset": (
+        "at sunset",
+        "at dusk",
+        "in the evening light",
+        "under an orange sky",
+        "as the sun goes down",
+        "in the evening",
+        "during sunset",
+        "at sundown",
+    ),
+    "night": (
+        "at night",
+        "under the moon",
+        "by moonlight",
+        "on a starry night",
+        "in the dark of night",
+        "at midnight",
+        "during the night",
+        "in the moonlight",
+    ),
 }
 SPOT: dict[str, tuple[str, ...]] = {
-    "left": ("on the left", "on the left side", "to the left", "on the left-hand side"),
-    "centre": ("in the middle", "in the centre", "in the center"),
-    "right": ("on the right", "on the right side", "to the right", "on the right-hand side"),
+    "left": (
+        "on the left",
+        "on the left side",
+        "to the left",
+        "on the left-hand side",
+        "on the far left",
+        "in the left half",
+    ),
+    "centre": ("in the middle", "in the centre", "in the center", "at the centre"),
+    "right": (
+        "on the right",
+        "on the right side",
+        "to the right",
+        "on the right-hand side",
+        "on the far right",
+        "in the right half",
+    ),
 }
 SIZED: dict[str, tuple[str, ...]] = {
-    "small": ("small", "little", "tiny"),
+    "small": ("small", "little", "tiny", "miniature"),
     "medium": ("",),
-    "big": ("big", "large", "huge"),
+    "big": ("big", "large", "huge", "giant", "enormous"),
 }
 POSED: dict[str, tuple[str, ...]] = {
     "standing": ("standing", "standing around", "standing there"),
@@ -203,7 +337,22 @@ RESTING = (
     "enjoying itself",
     "having a rest",
 )
-WEARING = ("wearing", "wearing", "with", "in")
+DOING: dict[str, tuple[str, ...]] = {  # what several of a kind do where they stand
+    "creature": ("stand", "stand", "wait", "pose", "look around", "stay"),
+    "lounging": ("lie", "lie", "relax", "rest", "nap", "sunbathe", "chill", "lounge"),
+    "boat": ("sail", "sail", "float", "drift"),
+    "fish": ("swim", "swim", "glide"),
+    "balloon": ("float", "hover", "hang"),
+    "rocket": ("fly", "stand"),
+    "flower": ("grow", "bloom"),
+    "tree": ("grow", "stand"),
+}
+TOLD_TIMES: dict[str, tuple[str, ...]] = {  # sentences of their own
+    "day": ("It is day", "The sun shines", "It is a sunny day"),
+    "sunset": ("The sun is setting", "It is evening", "It is sunset"),
+    "night": ("It is night", "The moon shines", "It is a dark night"),
+}
+WEARING = ("wearing", "wearing", "with", "in", "who wears")
 CLOTHES: dict[str, tuple[str, ...]] = {
     "sunglasses": (
         "sunglasses",
@@ -246,6 +395,14 @@ OPENINGS = (
     "a lovely scene with",
     "a storybook illustration of",
     "can you draw",
+    "draw",
+    "draw me",
+    "make a picture of",
+    "generate an image of",
+    "I would like",
+    "there is",
+    "we see",
+    "a photo of",
 )
 CLOSINGS = (
     "highly detailed",
@@ -293,7 +450,20 @@ SYLLABLES = (
     "sha",
 )
 FINISHES = ("clean outlines", "clear shapes", "soft colours")
-ADJECTIVES = ("cute", "happy", "friendly", "funny", "lovely", "cheerful")
+ADJECTIVES = (
+    "cute",
+    "happy",
+    "friendly",
+    "funny",
+    "lovely",
+    "cheerful",
+    "beautiful",
+    "pretty",
+    "old",
+    "young",
+    "lonely",
+)
+TINGES = ("bright", "dark", "light", "deep")  # of a colour, which is drawn the same
 STAGES: dict[str, str] = {
     "beach": "a sandy beach with the blue sea behind it",
     "sea": "the open sea with small waves",
@@ -336,6 +506,7 @@ def _noun_phrase(subject: Subject, rng: Rng, everything: bool = False, article: 
     if rng.random() < 0.08:
         words.append(pick(ADJECTIVES, rng))
     if everything or subject.colour != NATURAL[subject.kind] or rng.random() < 0.5:
+        words += [pick(TINGES, rng)] if rng.random() < 0.06 else []
         words.append(pick(HUES[subject.colour], rng))
     phrase = " ".join([*words, noun])
     if subject.count > 1:
@@ -343,7 +514,8 @@ def _noun_phrase(subject: Subject, rng: Rng, everything: bool = False, article: 
     return _a(phrase) if article else phrase
 
 
-def _worn(subject: Subject, rng: Rng) -> str:
+def _clothes(subject: Subject, rng: Rng) -> str:
+    """ "a hat and sunglasses", in any order; "" for nothing."""
     clothes = [pick(CLOTHES[item], rng) for item in subject.worn]
     if rng.random() < 0.5:
         clothes.reverse()
@@ -354,8 +526,14 @@ def _worn(subject: Subject, rng: Rng) -> str:
             else item
             for item in clothes
         ]
-    verb = pick(WEARING, rng)
-    return f"{verb} {' and '.join(clothes)}" if clothes else ""
+    return " and ".join(clothes)
+
+
+def _worn(subject: Subject, rng: Rng) -> str:
+    clothes, verb = _clothes(subject, rng), pick(WEARING, rng)
+    if subject.count > 1:
+        verb = verb.replace("wears", "wear")
+    return f"{verb} {clothes}" if clothes else ""
 
 
 def _posed(subject: Subject, rng: Rng, everything: bool = False) -> str:
@@ -441,6 +619,73 @@ def _sentence(scene: Scene, rng: Rng) -> str:
     if order < 0.85:
         return f"{subjects}, {where}{', ' + when if when else ''}"
     return f"{when + ', ' if when else ''}{subjects} {where}"
+
+
+def _conjugated(verb: str, count: int) -> str:
+    """The verb as one thing does it, or several: "fly" -> "flies"."""
+    if count > 1:
+        return verb
+    first, *rest = verb.split(" ")
+    if first.endswith("y") and first[-2] not in "aeiou":
+        first = f"{first[:-1]}ies"
+    else:
+        first += "es" if first.endswith(("s", "x", "sh", "ch")) else "s"
+    return " ".join([first, *rest])
+
+
+def _does(subject: Subject, rng: Rng) -> str:
+    """What a subject does, as a verb with its object: "lies on a deck chair", "is standing", "sails"."""
+    if subject.on_lounger:
+        seat = pick(LOUNGING_SEATS, rng)
+        if rng.random() < 0.6:
+            return f"{_conjugated(pick(DOING['lounging'], rng), subject.count)} {seat}"
+        return f"{'are' if subject.count > 1 else 'is'} {pick(LOUNGING_VERBS, rng)} {seat}"
+    if not _is_thing(subject) and (subject.pose != "standing" or rng.random() < 0.3):
+        return f"{'are' if subject.count > 1 else 'is'} {pick(POSED[subject.pose], rng)}"
+    kind = subject.kind if _is_thing(subject) else "creature"
+    return _conjugated(pick(DOING.get(kind, ("stand", "stand", "wait")), rng), subject.count)
+
+
+def _wears(subject: Subject, rng: Rng) -> str:
+    """A sentence about what is worn."""
+    one, clothes = subject.count == 1, _clothes(subject, rng)
+    options = ("It wears {}", "It is wearing {}", "It has {} on", "There is {} on it")
+    several = ("They wear {}", "They are wearing {}", "They have {} on")
+    return pick(options[: 3 if "glasses" in clothes or "shades" in clothes else 4] if one else several, rng).format(
+        clothes
+    )
+
+
+def _told(scene: Scene, rng: Rng) -> str:
+    """As one tells what one sees, with verbs; what is worn and the time may have sentences of their own."""
+    place, apart, parts, after = _speaks_of_place(scene, rng), rng.random() < 0.5, [], []
+    for subject in scene.subjects:
+        spot = pick(SPOT[subject.place], rng) if place else ""
+        worn = "" if _is_thing(subject) else _worn(subject, rng)
+        if worn and apart and len(scene.subjects) == 1:
+            worn = ""
+            after.append(_wears(subject, rng))
+        phrase = _noun_phrase(subject, rng)
+        if len(scene.subjects) == 1 and rng.random() < 0.3 and not subject.on_lounger:
+            parts.append(
+                " ".join(p for p in (f"there {'are' if subject.count > 1 else 'is'}", phrase, worn, spot) if p)
+            )
+            continue
+        doing = [_does(subject, rng), spot]
+        parts.append(" ".join(p for p in (phrase, worn, *(doing if rng.random() < 0.7 else doing[::-1])) if p))
+    where, when = pick(WHERE[scene.setting], rng), _time(scene, rng)
+    if when and scene.weather == "clear" and rng.random() < 0.3:
+        when = ""
+        after.append(pick(TOLD_TIMES[scene.time], rng))
+    text = pick((" and ", ", and ", ", "), rng).join(_in_order(parts, scene, place, rng))
+    order = rng.random()
+    if order < 0.6:
+        text = " ".join(part for part in (text, where, when) if part)
+    elif order < 0.8:
+        text = ", ".join(part for part in (where, text, when) if part)
+    else:
+        text = ", ".join(part for part in (when, text) if part) + f" {where}"
+    return ". ".join([text, *after])
 
 
 def _relaxed(scene: Scene, rng: Rng) -> str:
@@ -600,6 +845,8 @@ def _noisy(text: str, scene: Scene, rng: Rng) -> str:
         )
         words.insert(int(rng.integers(len(words) + 1)), stranger)
         text = " ".join(words)
+    if rng.random() < 0.08:
+        text = " ".join(word for word in text.split(" ") if word not in ("a", "an", "the"))
     case = rng.random()
     text = _capital(text) if case < 0.6 else text.lower() if case < 0.75 else text
     return text + ("." if rng.random() < 0.5 else "")
@@ -616,6 +863,8 @@ def caption(scene: Scene, rng: Rng) -> str:
             text = _noisy(_relaxed(scene, rng), scene, rng)
         elif kind < 0.3:
             text = _noisy(_tags(scene, rng), scene, rng)
+        elif kind < (0.75 if lounging else 0.6):
+            text = _noisy(_told(scene, rng), scene, rng)
         else:
             text = _noisy(_sentence(scene, rng), scene, rng)
         if text.lower().rstrip(".") not in REFUSED:

@@ -136,7 +136,7 @@ class Profile:
         False  # the transformer's blocks, for training: takes minutes, and a compiler (C++; on CUDA Triton)
     )
     practice: World | None = None  # what the transformer's pictures are drawn from, where that is not `world`
-    drawings: int = 1  # of each scene in the cache; noise is paired with the nearest
+    drawings: int = 1  # of each scene in the cache, all its arrangements at best; noise says which it becomes
     captions_per_scene: int = 8
     checkpoint_every_s: float = 120.0
     sheet_every_s: float = 480.0
@@ -157,7 +157,7 @@ _CPU_SHARES = (  # width, height, share; the published example's size often
 
 _ALL_SHARES = (  # the largest sizes as well, which the network does not continue to from smaller ones by itself;
     # 1024x768, what a request has that names no size, second only to 512x512
-    (512, 512, 0.35),
+    (512, 512, 0.29),
     (768, 512, 0.04),
     (512, 768, 0.04),
     (1440, 512, 0.11),
@@ -165,7 +165,7 @@ _ALL_SHARES = (  # the largest sizes as well, which the network does not continu
     (768, 1024, 0.05),
     (1024, 576, 0.02),
     (576, 1024, 0.015),
-    (1024, 1024, 0.06),
+    (1024, 1024, 0.12),
     (2048, 2048, 0.015),
     (1536, 1024, 0.03),
     (1024, 1536, 0.02),
@@ -178,17 +178,17 @@ _ALL_SHARES = (  # the largest sizes as well, which the network does not continu
 )
 
 _LARGE_SHARES = (  # what large things are learnt from: the size that a request has by default, and those like it
-    (512, 512, 0.24),
-    (1440, 512, 0.08),
-    (1024, 768, 0.32),
-    (768, 1024, 0.06),
-    (1024, 1024, 0.13),
+    (512, 512, 0.16),
+    (1440, 512, 0.1),
+    (1024, 768, 0.28),
+    (768, 1024, 0.05),
+    (1024, 1024, 0.24),
     (768, 512, 0.02),
     (512, 768, 0.02),
-    (1024, 576, 0.03),
-    (576, 1024, 0.02),
-    (1536, 1024, 0.02),
-    (1024, 1536, 0.01),
+    (1024, 576, 0.02),
+    (576, 1024, 0.01),
+    (1536, 1024, 0.03),
+    (1024, 1536, 0.02),
     (1536, 1536, 0.015),
     (2048, 2048, 0.01),
     (2048, 512, 0.01),
@@ -210,18 +210,18 @@ CPU = Profile(
     vae_crop=128,
     transformer=TransformerShape(),
     buckets=(
-        Bucket(512, 512, 24576),
-        Bucket(1024, 768, 8192),
+        Bucket(512, 512, 16384),
+        Bucket(1024, 768, 12288),
+        Bucket(1024, 1024, 8192),
         Bucket(1440, 512, 5120, lounging=0.5),
+        Bucket(768, 1024, 3072),
         Bucket(768, 512, 2048),
         Bucket(512, 768, 2048),
-        Bucket(768, 1024, 2048),
-        Bucket(1024, 1024, 3072),
         Bucket(1024, 576, 1536),
         Bucket(576, 1024, 1024),
+        Bucket(1536, 1024, 1024, lounging=0.25),
+        Bucket(1024, 1536, 768),
         Bucket(2048, 2048, 512),
-        Bucket(1536, 1024, 768, lounging=0.25),
-        Bucket(1024, 1536, 512),
         Bucket(512, 1440, 512),
         Bucket(512, 2048, 512),
         Bucket(2048, 512, 512, lounging=0.25),
@@ -249,10 +249,12 @@ ONWARD = replace(
     CPU,
     name="onward",
     stages=(
-        Stage(buckets=_ALL_SHARES, tokens_per_batch=4096, steps=3000, peak=0.5, floor=0.7, coarse=0.55, kept=0.5),
-        Stage(buckets=_LARGE_SHARES, tokens_per_batch=4096, steps=4600, peak=0.35, floor=0.0, coarse=0.55, kept=0.5),
+        Stage(buckets=_ALL_SHARES, tokens_per_batch=4096, steps=2000, peak=0.5, floor=0.7, coarse=0.55, kept=0.5),
+        Stage(buckets=_LARGE_SHARES, tokens_per_batch=4096, steps=4900, peak=0.35, floor=0.0, coarse=0.55, kept=0.5),
     ),
-    distillation=Distillation(steps=1000, guidance=1.2, weaker_self=True, substeps=1, tokens_per_batch=3072, rate=0.25),
+    distillation=Distillation(steps=900, guidance=1.2, weaker_self=True, substeps=1, tokens_per_batch=3072, rate=0.25),
+    finish=Finish(steps=450, crops=4, rate=0.3),
+    compiled=True,
 )
 """`CPU` from weights that know most of it (`nano.adopt`): all sizes from the first step, large things at the end."""
 

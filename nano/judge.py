@@ -28,7 +28,7 @@ JUDGE_SIZE = 256  # pixels: pictures are shown to the judge at this size
 DRAWN_SIZES = (256, 384, 512, 512)
 """Sides, in pixels, of the drawings that it learns from; lines are thinner in larger ones."""
 ASKED_SIZE = 512  # pixels: side of the pictures that are judged
-LOOSE = 0.7  # share of them off the grid
+OFF_GRID = 0.7  # share of them off the grid
 SOFTEST = 1.5
 """Pixels of `JUDGE_SIZE`: half of what it learns from is blurred by up to so much; pictures have softer edges."""
 SLOTS = 2  # subjects that the judge names, from left to right
@@ -124,7 +124,7 @@ class Answered:
 
     def __call__(self, rng: np.random.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         scene, side = sample_scene(self.world, rng), DRAWN_SIZES[int(rng.integers(len(DRAWN_SIZES)))]
-        image = shrunk(draw(scene, side, side, loose=bool(rng.random() < LOOSE)).image)
+        image = shrunk(draw(scene, side, side, loose=bool(rng.random() < OFF_GRID)).image)
         if rng.random() < 0.5:
             image = cv2.GaussianBlur(image, (0, 0), float(rng.uniform(0.3, SOFTEST)))
         return to_tensor(image), answers(scene, self.world)

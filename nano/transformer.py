@@ -57,6 +57,7 @@ EMPTY_SHARE = 0.1  # of the steps have the empty prompt, where guidance will be 
 THING_WEIGHT = 3.0  # of tokens under a thing, beside 1 for the backdrop
 HEAD_WEIGHT = 6.0  # of tokens under a creature's head
 WORN_WEIGHT = 8.0  # of tokens under sunglasses, a hat or a scarf
+OPEN_WEIGHT = 4.0  # of tokens in which the drawings of a scene differ more than they do in the mean
 VISITED = 8  # steps whose noise levels are trained most
 COARSE = 0.7  # noise levels from here on decide the composition
 ANYWHERE = 0.25  # share of noise levels beside the visited ones, for other numbers of steps
@@ -202,6 +203,16 @@ def token_weights(what: Tensor) -> Tensor:
     return weights[what]
 
 
+def open_weights(drawings: Tensor, kept: Tensor | None, patch: int) -> Tensor:
+    """How much tokens count for what no prompt decides, such as where the sun is: (B,D,C,h,w) -> (B,N) fp32.
+
+    Few tokens of a picture tell its drawings apart; at the weight of others they are learnt last, as halves of several.
+    """
+    spread = patchify(drawings.var(1, correction=0), patch).mean(-1)
+    weights = torch.where(spread > spread.mean(1, keepdim=True), OPEN_WEIGHT, 1.0)
+    return weights if kept is None else weights.gather(1, kept)
+
+
 def losses(
     trainee: Trainee,
     language: Qwen3,
@@ -231,7 +242,7 @@ def losses(
     what, colour = layout.float().mT.split((len(LABELS), len(COLOURS)), dim=1)
     named = F.cross_entropy(what, labels[..., 0], reduction="none")
     named = named + 0.5 * F.cross_entropy(colour, labels[..., 1], reduction="none")
-    weight = token_weights(labels[..., 0])
+    weight = token_weights(labels[..., 0]).maximum(open_weights(drawings, kept, trainee.model.config.patch_size))
     part = weight / weight.sum()
     flow = (velocity.float() - target).square().mean(-1)
     return (flow * part).sum(), (named * part).sum()

@@ -159,7 +159,7 @@ SMALL = World(
     pairs=0.2,
     lounging=0.16,
 )
-PRACTICE = replace(SMALL, creature_weight=3, pairs=0.3, lounging=0.16)
+PRACTICE = replace(SMALL, creature_weight=2, pairs=0.3, lounging=0.16)
 """`SMALL` with more of what is learnt last: creatures that stand and wear something, and two different subjects."""
 WIDE = replace(
     SMALL,

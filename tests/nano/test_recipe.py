@@ -509,6 +509,18 @@ def test_a_batch_has_all_drawings_of_its_scenes(run: Folders) -> None:
     assert not torch.equal(batch.latents[:, 0], batch.latents[:, 1])
 
 
+def test_what_no_prompt_decides_counts_too() -> None:
+    """One token of 24 tells the drawings apart; of a single drawing none does."""
+    drawings = torch.randn(2, 1, 16, 8, 12).expand(-1, 4, -1, -1, -1).clone()
+    drawings[:, 1, :, 2:4, 4:6] += 3  # token 1 * 6 + 2
+    weights = transformer.open_weights(drawings, None, 2)
+    assert weights.shape == (2, 24)
+    assert (weights > 1).nonzero()[:, 1].tolist() == [8, 8]
+    kept = torch.tensor([[0, 8], [7, 9]])
+    assert transformer.open_weights(drawings, kept, 2).tolist() == [[1, transformer.OPEN_WEIGHT], [1, 1]]
+    assert torch.equal(transformer.open_weights(drawings[:, :1], None, 2), torch.ones(2, 24))
+
+
 def test_what_is_worn_counts_most() -> None:
     what = torch.tensor([[LABEL["beach sky"], LABEL["cat"], LABEL["cactus"], LABEL["sunglasses"], LABEL["scarf"]]])
     backdrop, *things, glasses, scarf = transformer.token_weights(what)[0].tolist()

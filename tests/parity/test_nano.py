@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import ZImagePipeline
+from numpy.typing import NDArray
 
 from tests.parity.test_pipeline import difference, our_picture
 from zturbo.engine.catalog import NANO, local_path
@@ -52,6 +53,21 @@ def test_it_draws_what_is_asked_for_and_not_noise(ours: Pipeline) -> None:
     assert bottom[0] > bottom[2]
     night = our_picture(ours, "space at night", 512, 512, 8, 1)
     assert night.mean() < beach.mean() - 50
+
+
+def test_a_picture_obeys_its_composition(ours: Pipeline) -> None:
+    """What an expansion says of a thing's place is where it is, and what it says of its size how large it is."""
+
+    def red(sentence: str) -> NDArray[np.intp]:
+        """Columns of the pixels that are plainly red."""
+        picture = our_picture(ours, f"A red house on a plain background. {sentence}", 512, 512, 8, 5).astype(int)
+        return np.nonzero(picture[..., 0] - picture[..., 1:].max(-1) > 60)[1]
+
+    left, middle, right = (
+        red(f"It is {spot} of the picture.") for spot in ("on the left", "in the middle", "on the right")
+    )
+    assert left.mean() < 200 < middle.mean() < 312 < right.mean()
+    assert red("It is big and in the middle of the picture.").size > 1.4 * middle.size
 
 
 def test_its_files_move_easily() -> None:
