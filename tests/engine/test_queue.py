@@ -235,13 +235,19 @@ def test_who_has_rested_long_enough_goes_on_before_the_next_short_one() -> None:
     lane.join(10)
 
 
-def test_a_cancelled_ticket_does_not_rest_before_its_end() -> None:
+def large_and_small_at_work() -> tuple[AdmissionQueue, Ticket, Ticket]:
+    """A queue that lets one go before the others, and has two at their turn."""
     queue = AdmissionQueue(4)
     queue.open(lanes=3, abreast=1)
     large = admit(queue, size="1024x1024")
     assert queue.take() is large
     small = admit(queue)
     assert queue.take() is small
+    return queue, large, small
+
+
+def test_a_cancelled_ticket_does_not_rest_before_its_end() -> None:
+    queue, large, _ = large_and_small_at_work()
     large.cancel()
     queue.rest(large)
     assert queue.take(large) is large
@@ -249,12 +255,7 @@ def test_a_cancelled_ticket_does_not_rest_before_its_end() -> None:
 
 def test_a_ticket_that_is_cancelled_at_rest_is_woken_by_whoever_rests_for_it() -> None:
     """Cancelling wakes nobody; else both would wait for each other until the next request came."""
-    queue = AdmissionQueue(4)
-    queue.open(lanes=3, abreast=1)
-    large = admit(queue, size="1024x1024")
-    assert queue.take() is large
-    small = admit(queue)
-    assert queue.take() is small
+    queue, large, small = large_and_small_at_work()
     at_rest, _ = in_the_background(lambda: queue.rest(large))
     at_rest.join(0.1)
     assert at_rest.is_alive()

@@ -96,15 +96,15 @@ function leave() {
 
 /** Draw and Cancel take each other's place: neither may be pressed by the other's double click, or by a key held down. */
 function wireSend() {
-  const isOther = (event) => event.target.closest("#draw, #cancel") !== null;
+  const isOneOfThem = (event) => event.target.closest("#draw, #cancel") !== null;
   const line = $("draw").parentElement;
   line.addEventListener("click", (event) => {
-    if (!isOther(event) || event.detail < 2) return;
+    if (!isOneOfThem(event) || event.detail < 2) return;
     event.preventDefault();
     event.stopPropagation();
   }, true);
   line.addEventListener("keydown", (event) => {
-    if (event.repeat && isOther(event) && ["Enter", " "].includes(event.key)) event.preventDefault();
+    if (event.repeat && isOneOfThem(event) && ["Enter", " "].includes(event.key)) event.preventDefault();
   });
 }
 

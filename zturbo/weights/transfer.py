@@ -41,9 +41,8 @@ def download(url: str, blob: Path, size_bytes: int, label: str, check: Callable[
         _complete(url, part, size_bytes, label)
         try:
             check(part)
-        except BaseException as error:
-            if isinstance(error, Exception):  # not if somebody interrupts it: then it is only to be checked again
-                part.unlink()
+        except Exception:  # an interruption is none: then the file has only to be checked again
+            part.unlink()
             raise
         part.replace(blob)
         return True
