@@ -19,11 +19,44 @@ from zturbo import config, params
 from zturbo.api import openapi
 from zturbo.api.images import PATHS
 from zturbo.api.operations import OPERATIONS
-from zturbo.api.schemas import NAMES
+from zturbo.api.schemas import DELIVERIES, MAX_PARTIAL_IMAGES, MODEL, NAMES
 from zturbo.cli import FLAG_NAMES, app, exit_code
 from zturbo.errors import ZTurboError
+from zturbo.params import DEFAULT_SIZE
 
 FOLDER = Path(__file__).parent / "reference"
+HTTP_ONLY = f"""\
+## HTTP only
+
+| member | allowed | default |
+|---|---|---|
+| `model` | {MODEL}, or a name of the server's (`/v1/models`) | required |
+| `response_format` | {" or ".join(DELIVERIES)}; `output_format` with one of these counts as it | {DELIVERIES[0]} |
+| `stream` | true or false | false |
+| `partial_images` | integer from 0 to {MAX_PARTIAL_IMAGES}: previews of each picture in a stream | 0 |
+| `n` | as `num_images`, which wins | |
+| `size` | "auto", or WIDTHxHEIGHT, brought to the nearest size that can be drawn; `image_size` wins | |
+
+An `image_size` may be an object of `width` ({DEFAULT_SIZE[0]} where it is left out) and `height` ({DEFAULT_SIZE[1]}).
+`null` counts as absent, and a client that asks for a model alias gets {DELIVERIES[1]}."""
+ERROR_BODY = """\
+Over HTTP an error is a JSON object (shortened here); `code` is for programs, `issues` has every mistake of a body:
+
+```json
+{
+  "requestId": "7c1f...", "statusCode": 400, "path": "/v1/images/generations",
+  "message": "num_inference_steps: must be an integer from 1 to 8; got 9",
+  "error": {
+    "code": "invalid_value", "param": "num_inference_steps", "type": "invalid_request_error",
+    "data": {"kind": "err_validation", "issues": [{
+      "path": ["num_inference_steps"], "message": "must be an integer from 1 to 8; got 9",
+      "received": 9, "hint": "nearest valid value: 8"
+    }]}
+  }
+}
+```
+
+Three codes are of the routes alone: `not_found` (404, no such address), `method_not_allowed` (405), `bad_request`."""
 NOTICE = "<!-- Written by docs/generate.py from the code; edit that, then run `make fix`. -->"
 
 
@@ -96,7 +129,7 @@ def settings_page() -> str:
 def errors_page() -> str:
     """Every error that is raised on purpose."""
     module = inspect.getmodule(ZTurboError)
-    parts = [_tree_fenced(inspect.getdoc(module) or "")]
+    parts = [_tree_fenced(inspect.getdoc(module) or ""), ERROR_BODY]
     for error in _errors(ZTurboError):
         parts += [f"## {error.__name__}", _summary(error)]
         parts.append(
@@ -127,9 +160,8 @@ def parameters_page() -> str:
     """Every parameter of a request, and the named sizes."""
     intro = (
         "The limits of one request, the same through every door; `zturbo/params.py` alone checks them. "
-        "The headings are the names in Python. HTTP also takes an `image_size` as an object of `width` and `height`, "
-        "OpenAI's `size` (rounded to multiples of 32) and `n`, `model`, `response_format`, `stream` and "
-        "`partial_images`; members that it does not know are left aside, as the published API does."
+        "The headings are the names in Python. HTTP takes some more, which come after them; members that it does not "
+        "know are left aside, as the published API does."
     )
     parts = [intro]
     for member in params.MEMBERS:
@@ -137,6 +169,7 @@ def parameters_page() -> str:
         doors += f"- Command line: `{FLAG_NAMES[member.name]}`\n" if member.name in FLAG_NAMES else ""
         parts += [f"## `{member.name}`", f"{doors}- Allowed: {member.rule}\n- Default: {member.default_text}"]
     rows = "\n".join(f"| `{name}` | {width} | {height} |" for name, (width, height) in params.SIZES.items())
+    parts.append(HTTP_ONLY)
     return page("Parameters", *parts, "## Sizes", f"| name | width | height |\n|---|---|---|\n{rows}")
 
 

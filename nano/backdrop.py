@@ -2,7 +2,10 @@
 
 Horizons lie on the grid's lines, scenery stands on its crossings in the few heights that things have, and what repeats
 (hills, windows, stars) does so every so many tokens. One backdrop is therefore made of few different tokens, in
-pictures of all sizes, and a small model draws it with clean edges. The seed chooses among a few arrangements.
+pictures of all sizes, and a small model draws it with clean edges.
+
+The seed chooses two things, each of which shows in few tokens and in no others: on which side the sun is, and on which
+the scenery has something high. A look at the noise there tells a model which of the two it is to draw.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -20,19 +23,20 @@ SKIES: dict[str, tuple[RGB, ...]] = {
 DARKENING = {"day": 0.0, "sunset": 0.24, "night": 0.52}
 DUSK: dict[str, RGB] = {"day": (255, 255, 255), "sunset": (190, 90, 90), "night": (18, 22, 70)}
 WHITE: RGB = (255, 255, 255)
+HEIGHTS_AFAR = (32, 64, 96, 128)  # pixels, of hills on the horizon
 RADII = (16, 24, 32, 48, 64, 96, 128)  # pixels, of suns, moons and planets
-UPPER = (  # arrangements of the sky: column of the sun, (column, row) of each cloud; shares of the sky
-    (0.14, ((0.52, 0.3), (0.86, 0.46))),
-    (0.86, ((0.16, 0.3), (0.5, 0.46))),
-    (0.3, ((0.62, 0.24), (0.9, 0.42))),
-    (0.7, ((0.36, 0.28), (0.14, 0.46))),
-)
-PLANETS: tuple[RGB, ...] = ((236, 150, 96), (120, 190, 220), (220, 120, 160), (160, 200, 130))
-WALLS: tuple[RGB, ...] = ((250, 226, 190), (206, 226, 206), (200, 216, 240), (244, 206, 206))
-HOUSES: tuple[tuple[int, RGB], ...] = (  # storeys beside the medium of the city, and tone
+SUNS = (0.28, 0.72)  # columns of the sun, shares of the width; a cloud is on the other side, another between them
+CLOUDS = ((0.86, 0.46), (0.14, 0.46))  # column and row of the one on the other side; rows are shares of the sky
+BETWEEN = (0.5, 0.26)
+SIDES = (0.1, 0.9)  # columns of what the scenery has on one side
+OVERCAST: RGB = (132, 140, 154)
+PLANETS: tuple[RGB, ...] = ((236, 150, 96), (120, 190, 220))
+WALLS: tuple[RGB, ...] = ((250, 226, 190), (200, 216, 240))
+TOWER = 3  # storeys above the medium of the city
+HOUSES: tuple[tuple[int, RGB], ...] = (  # storeys beside that medium, and tone
     (0, (150, 160, 190)),
-    (3, (190, 150, 150)),
-    (1, (170, 176, 150)),
+    (1, (190, 150, 150)),
+    (0, (170, 176, 150)),
     (-1, (200, 176, 140)),
 )
 TILE = 8  # tokens after which scattered dots come again
@@ -55,24 +59,20 @@ class Backdrop:
 
     Args:
         canvas: what is drawn on.
-        scene: whose setting, time and weather are drawn; its seed chooses the arrangement.
+        scene: whose setting, time and weather are drawn; its seed chooses the sides.
     """
 
     def __init__(self, canvas: Canvas, scene: Scene) -> None:
         self.canvas, self.scene = canvas, scene
         self.width, self.height = canvas.width, canvas.height
         self.unit = min(self.height, 0.7 * self.width)  # scale of clouds, sun, trees, in pixels
-        self.upper = scene.seed % len(UPPER)
-        self.shift = (scene.seed + scene.seed // len(UPPER)) % 4  # tokens that rows of scenery are moved by
+        self.sun, self.side = scene.seed % 2, scene.seed // 2 % 2  # 0: on the left, 1: on the right
 
     def draw(self) -> None:
-        """All of it but the weather, which is before everything."""
+        """All of it, and rain or fog before it; what is drawn next is nearer than they are."""
         DRAWN[self.scene.setting](self)
-
-    def weather(self) -> None:
-        """Rain or fog over everything."""
         if self.scene.weather == "fog":
-            self.canvas.veil((226, 230, 236), 0.42)
+            self.canvas.veil(mix((226, 230, 236), DUSK["night"], 0.6 * (self.scene.time == "night")), 0.5)
         elif self.scene.weather == "rain":
             for x, y in self.dotted(FLAKES, 0, self.height):
                 self.stroke([(x + 6, y - 12), (x - 6, y + 12)], 2, (196, 220, 244))
@@ -92,8 +92,12 @@ class Backdrop:
         return max([steps[0], *(step for step in steps if step <= share * self.unit)])
 
     def along(self, spacing: int) -> Iterator[int]:
-        """Pixels from the left at which things stand `spacing` pixels apart, moved by the arrangement."""
-        return iter(range((self.shift * GRID) % spacing - spacing, self.width + spacing, spacing))
+        """Pixels from the left at which things stand `spacing` pixels apart."""
+        return iter(range(0, self.width + spacing, spacing))
+
+    def aside(self, *shares: float) -> Iterator[int]:
+        """Pixels from the left of columns so far from the side that the scenery is high on, shares of the width."""
+        return (self.column(1 - share if self.side else share) for share in shares)
 
     def dotted(self, tile: tuple[Dot, ...], top: int, bottom: int) -> Iterator[tuple[int, int]]:
         """(x, y) of the dots of all tiles between two heights."""
@@ -123,8 +127,15 @@ class Backdrop:
     def hills(self, top: float, rise: float, colour: RGB, zone: str, length: int = 16) -> None:
         """Ground down to the bottom whose top edge goes up and down by `rise`, every `length` tokens the same."""
         xs = range(0, self.width + 9, 8)
-        edge = [(x, top + rise * np.sin(2 * np.pi * (x / GRID / length + 0.25 * self.shift))) for x in xs]
+        edge = [(x, top + rise * np.sin(2 * np.pi * x / GRID / length)) for x in xs]
         self.area([*edge, (self.width, self.height), (0, self.height)], colour, zone)
+
+    def mound(self, foot: float, rise: float, colour: RGB) -> None:
+        """A round hill on one side, six times as wide as high."""
+        middle = self.column(SIDES[self.side])
+        turns = np.linspace(-1, 1, 41)
+        edge = np.stack([middle + 3 * rise * turns, foot - rise * np.cos(np.pi / 2 * turns) ** 2], axis=1)
+        self.area([(float(x), float(y)) for x, y in edge], colour, "far")
 
     def disc(self, x: float, y: float, rx: float, ry: float, colour: RGB, label: Label | None = None) -> None:
         angles = np.linspace(0, 2 * np.pi, 40, endpoint=False)
@@ -142,23 +153,31 @@ class Backdrop:
     # what settings share
 
     def sky(self, bottom: int) -> None:
-        """Gradient, sun or moon, clouds or stars, down to a height."""
-        time = self.scene.time
-        self.canvas.gradient(0, bottom + 2, SKIES[time])
+        """Gradient, sun or moon, clouds or stars, down to a height; in rain clouds alone, in fog nothing."""
+        time, weather, radius = self.scene.time, self.scene.weather, self.step(0.09, RADII)
+        grey = mix(OVERCAST, DUSK["night"], DARKENING[time])
+        self.canvas.gradient(0, bottom + 2, [mix(tone, grey, 0.6 * (weather != "clear")) for tone in SKIES[time]])
         self.canvas.labels[: bottom * len(self.canvas.labels) // self.height + 1] = self.zone("sky")
+        if weather == "clear":
+            self.light(bottom, radius)
+        for column, row in {
+            "clear": () if time == "night" else (BETWEEN, CLOUDS[self.sun]),
+            "rain": (BETWEEN, *CLOUDS),
+            "fog": (),
+        }[weather]:
+            self.cloud(self.column(column), max(GRID, round(row * bottom / GRID) * GRID), radius)
+
+    def light(self, bottom: int, radius: int) -> None:
+        """The sun, on the horizon when it sets; or the moon and stars."""
+        time = self.scene.time
         if time == "night":
             self.stars(bottom)
-        column, clouds = UPPER[self.upper]
-        radius = self.step(0.09, RADII)
-        x, y = self.column(column), bottom if time == "sunset" else max(2 * GRID, self.row(0.17))
+        x, y = self.column(SUNS[self.sun]), bottom if time == "sunset" else max(2 * GRID, self.row(0.17))
         light: RGB = (250, 246, 214) if time == "night" else (255, 226, 110)
         self.canvas.glow(x, y, 4.5 * radius, light, 0.6)
         self.disc(x, y, radius, radius, light, self.zone("light"))
         if time == "night":
             self.disc(x + radius / 2, y - radius / 8, 0.8 * radius, 0.8 * radius, SKIES["night"][0])
-        elif self.scene.weather != "fog":
-            for at, low in clouds:
-                self.cloud(self.column(at), max(GRID, round(low * bottom / GRID) * GRID), radius)
 
     def stars(self, bottom: int) -> None:
         for x, y in self.dotted(STARS, 0, bottom):
@@ -169,7 +188,7 @@ class Backdrop:
         """Three lobes about a point, four times `size` wide."""
         white = mix(self.tint(WHITE), SKIES[self.scene.time][1], 0.12)
         if self.scene.weather == "rain":
-            white = mix(white, (110, 118, 136), 0.6)
+            white = mix(white, mix((96, 104, 122), DUSK["night"], DARKENING[self.scene.time]), 0.7)
         for dx, dy, r in ((-1.15, 0.15, 0.62), (0.0, -0.1, 0.9), (1.15, 0.15, 0.68)):
             self.disc(x + dx * size, y + dy * size, 1.25 * r * size, r * size, white)
 
@@ -198,6 +217,7 @@ class Backdrop:
     def beach(self) -> None:
         horizon, shore = self.row(0.43), self.row(0.62)
         self.sky(horizon)
+        self.island(horizon)
         self.sea(horizon, shore + GRID)
         self.hills(shore - 8, 5, (250, 250, 244), "water", TILE)
         self.hills(shore + 8, 5, (246, 220, 160), "ground", TILE)
@@ -206,11 +226,16 @@ class Backdrop:
     def open_sea(self) -> None:
         horizon = self.row(0.5)
         self.sky(horizon)
+        self.island(horizon)
         self.sea(horizon, self.height)
+
+    def island(self, horizon: int) -> None:
+        self.mound(horizon, self.step(0.09, HEIGHTS_AFAR), (112, 164, 140))
 
     def meadow(self) -> None:
         horizon = self.row(0.56)
         self.sky(horizon)
+        self.mound(horizon, self.step(0.27, HEIGHTS_AFAR), (150, 204, 120))
         self.hills(horizon - GRID, 24, (150, 204, 120), "far")
         self.hills(horizon + GRID, 8, (128, 194, 92), "ground")
         self.hills(self.row(0.8), 8, (112, 182, 82), "ground")
@@ -222,11 +247,11 @@ class Backdrop:
         horizon = self.row(0.56)
         self.sky(horizon)
         self.band(horizon - 2 * GRID, self.height, (84, 136, 84), "far")
-        for share, low, tone in ((0.8, 0, (112, 164, 122)), (0.5, GRID, (62, 118, 78))):
-            height = self.step(share)
-            spacing = max(2, round(0.55 * height / GRID)) * GRID
-            for x in self.along(spacing):
-                self.pine(x + (spacing // 2 // GRID * GRID if low else 0), horizon + low, height, tone)
+        height = self.step(0.6)
+        for x in self.along(max(2, round(0.55 * height / GRID)) * GRID):
+            self.pine(x, horizon + GRID, height, (84, 142, 98))
+        for x in self.aside(SIDES[0]):
+            self.pine(x, horizon + 2 * GRID, self.step(0.8), (48, 104, 68))
         self.hills(horizon + GRID, 4, (104, 150, 80), "ground", TILE)
         self.hills(self.row(0.8), 4, (92, 138, 70), "ground", TILE)
 
@@ -234,9 +259,8 @@ class Backdrop:
         horizon = self.row(0.56)
         self.sky(horizon)
         self.hills(horizon - GRID, 24, (206, 222, 238), "far")
-        height = self.step(0.45)
-        for share in ((0.08, 0.3, 0.9), (0.12, 0.7, 0.92), (0.06, 0.62, 0.8), (0.2, 0.38, 0.94))[self.shift]:
-            self.pine(self.column(share), horizon + 2 * GRID, height, (70, 130, 110), self.tint((250, 252, 255)))
+        for x in self.aside(0.08, 0.22):
+            self.pine(x, horizon + 2 * GRID, self.step(0.45), (70, 130, 110), self.tint((250, 252, 255)))
         self.hills(horizon + 2 * GRID - 8, 8, (240, 246, 252), "ground")
         self.hills(self.row(0.84), 8, (226, 236, 248), "ground")
         for x, y in self.dotted(FLAKES, 0, self.height):
@@ -248,7 +272,8 @@ class Backdrop:
         cell = GRID if self.unit < 600 else 2 * GRID
         storeys, wide = max(2, round(0.42 * self.unit / cell)), 3 * cell
         for i, x in enumerate(range(0, self.width, wide)):
-            more, tone = HOUSES[(i + self.shift) % len(HOUSES)]
+            more, tone = HOUSES[i % len(HOUSES)]
+            more = TOWER if x <= self.column(SIDES[self.side]) < x + wide else more
             top = street - (storeys + more) * cell
             self.area([(x, top), (x + wide, top), (x + wide, street), (x, street)], tone, "far")
             self.windows(x, top, street, cell, tone)
@@ -275,8 +300,8 @@ class Backdrop:
         ground = self.row(0.75)
         self.stars(ground)
         radius = self.step(0.13, RADII)
-        for at, y, ringed in ((0.18, 0.22, self.upper % 2 > 0), (0.8, 0.18, self.upper % 2 == 0)):
-            self.planet(self.column(at), self.row(y), radius, PLANETS[(self.upper + (at > 0.5)) % 4], ringed)
+        for index, (at, y) in enumerate(((0.18, 0.22), (0.8, 0.18))):
+            self.planet(self.column(at), self.row(y), radius, PLANETS[index ^ self.sun], index == self.side)
         self.hills(ground, 8, (168, 164, 186), "ground")
         for row, y in enumerate(range(ground + GRID, self.height, 2 * GRID)):
             for x in range((2 + 3 * (row % 2)) * GRID, self.width, 6 * GRID):
@@ -292,11 +317,10 @@ class Backdrop:
     def mountains(self) -> None:
         horizon = self.row(0.62)
         self.sky(horizon + 2 * GRID)
-        for share, tone in ((0.85, (150, 164, 196)), (0.5, (116, 136, 172))):
-            height = round(self.step(share) / GRID) * GRID
-            for x in self.along(round(1.4 * height / GRID) * GRID):
-                x += 0 if share > 0.6 else round(0.7 * height / GRID) * GRID
-                self.peak(x, horizon + 2 * GRID, height, tone)
+        foot, high, low = horizon + 2 * GRID, *(round(self.step(share) / GRID) * GRID for share in (0.85, 0.5))
+        self.peak(self.column(SIDES[self.side]), foot, high, (150, 164, 196))
+        for x in self.along(round(1.4 * low / GRID) * GRID):
+            self.peak(x, foot, low, (116, 136, 172))
         self.hills(horizon + GRID, 8, (126, 176, 108), "ground")
         self.hills(self.row(0.84), 8, (108, 160, 94), "ground")
 
@@ -311,6 +335,7 @@ class Backdrop:
     def desert(self) -> None:
         horizon = self.row(0.56)
         self.sky(horizon)
+        self.mound(horizon, self.step(0.27, HEIGHTS_AFAR), (232, 176, 112))
         self.hills(horizon - GRID, 24, (232, 176, 112), "far")
         self.hills(horizon + GRID, 14, (240, 192, 124), "ground", 12)
         self.hills(self.row(0.82), 8, (226, 172, 104), "ground")
@@ -319,22 +344,27 @@ class Backdrop:
         deep: tuple[RGB, ...] = ((120, 214, 230), (52, 150, 204), (24, 86, 150))
         self.canvas.gradient(0, self.height, [self.tint(tone) for tone in deep])
         self.canvas.labels[:] = self.zone("water")
+        x, radius = self.column(SUNS[self.sun]), self.step(0.13, RADII)
+        self.canvas.glow(x, 0, 3 * radius, (250, 246, 214), 0.4)
+        self.disc(
+            x, 0, 1.5 * radius, 0.5 * radius, mix((214, 244, 240), SKIES[self.scene.time][0], 0.25), self.zone("light")
+        )
         for x, y in self.dotted(BUBBLES, 0, self.row(0.8)):
             self.disc(x, y, 7, 7, self.tint((190, 234, 244)))
         ground, height = self.row(0.84), self.step(0.4)
         weed = [(0.0, 0.0), (0.12, -0.35), (-0.1, -0.7), (0.05, -1.0)]
-        for x in self.along(max(6, round(0.7 * height / GRID)) * GRID):
+        for x in self.aside(0.06, 0.16, 0.26):
             self.pen(x, ground + GRID, height).limb(weed, 0.14, self.tint((60, 150, 96)))
         self.hills(ground + GRID / 2, 8, (226, 206, 150), "ground", TILE)
 
     def room(self) -> None:
         floor = self.row(0.7)
-        self.band(0, floor, WALLS[self.upper], "far")
+        self.band(0, floor, WALLS[self.sun], "far")
         self.band(floor, self.height, (190, 138, 92), "ground")
         self.band(floor - 8, floor + 2, (250, 246, 236), "far")
         for y in range(floor + GRID, self.height, GRID):
             self.band(y - 2, y, (166, 116, 76), "ground")
-        pen = self.pen(self.column(0.15 if self.shift % 2 else 0.85), self.row(0.5), self.step(0.5))
+        pen = self.pen(next(self.aside(0.2)), self.row(0.5), self.step(0.5))
         pen.box(-0.45, -1.0, 0.45, 0.0, self.tint((250, 248, 240)))
         pen.box(-0.37, -0.92, 0.37, -0.08, SKIES[self.scene.time][1], ink=0.7)
         pen.line([(0, -0.92), (0, -0.08)], 1.2)
@@ -342,7 +372,7 @@ class Backdrop:
 
     def plain(self) -> None:
         tones: tuple[RGB, ...] = ((252, 232, 200), (214, 236, 220), (208, 226, 246), (248, 214, 222))
-        tone = self.tint(tones[self.upper])
+        tone = self.tint(tones[self.sun + 2 * self.side])
         self.canvas.gradient(0, self.height, (mix(tone, WHITE, 0.4), tone))
         self.canvas.labels[:] = self.zone("sky")
 

@@ -153,7 +153,7 @@ WHERE: dict[str, tuple[str, ...]] = {
         "on the snow",
         "in a snowy field",
         "in a winter wonderland",
-        "on a cold winter day",
+        "in the cold of winter",
     ),
     "city": (
         "in a city",
@@ -164,7 +164,7 @@ WHERE: dict[str, tuple[str, ...]] = {
         "on the street",
         "in front of tall buildings",
         "on a busy street",
-        "in a big city",
+        "in a busy city",
         "between tall buildings",
         "with a city in the background",
         "on the road",
@@ -352,6 +352,10 @@ TOLD_TIMES: dict[str, tuple[str, ...]] = {  # sentences of their own
     "sunset": ("The sun is setting", "It is evening", "It is sunset"),
     "night": ("It is night", "The moon shines", "It is a dark night"),
 }
+TOLD_WEATHERS: dict[str, tuple[str, ...]] = {
+    "rain": ("It is raining", "It rains", "Rain is falling"),
+    "fog": ("It is foggy", "There is fog everywhere", "It is a foggy day"),
+}
 WEARING = ("wearing", "wearing", "with", "in", "who wears")
 CLOTHES: dict[str, tuple[str, ...]] = {
     "sunglasses": (
@@ -371,6 +375,8 @@ COUNTED: dict[int, tuple[str, ...]] = {
     3: ("three", "three", "3"),
     4: ("four", "four", "4"),
 }
+STARTS = {"a", "an", *(word.split(" ")[0] for words in COUNTED.values() for word in words)}
+"""First words of phrases that name things."""
 STYLED: dict[str, tuple[str, ...]] = {
     "flat": ("flat illustration", "storybook illustration", "cartoon", "children's book picture"),
     "watercolour": ("watercolour", "watercolor painting", "soft watercolour"),
@@ -380,9 +386,32 @@ STYLED: dict[str, tuple[str, ...]] = {
 }
 WEATHERED: dict[str, tuple[str, ...]] = {
     "clear": ("",),
-    "rain": ("in the rain", "on a rainy day"),
-    "fog": ("in the fog", "in thick mist"),
+    "rain": (
+        "in the rain",
+        "in the rain",
+        "on a rainy day",
+        "while it rains",
+        "in pouring rain",
+        "in heavy rain",
+        "in rainy weather",
+    ),
+    "fog": (
+        "in the fog",
+        "in the fog",
+        "in thick mist",
+        "on a foggy day",
+        "in dense fog",
+        "in the mist",
+        "in foggy weather",
+    ),
 }
+WEATHER_TAGS: dict[str, tuple[str, ...]] = {
+    "clear": ("",),
+    "rain": ("rain", "rainy", "in the rain"),
+    "fog": ("fog", "foggy", "misty", "in the fog"),
+}
+FAIR = ("sunny", "bright daylight", "blue sky", "sunshine", "orange sky", "moon", "starry")
+"""In phrases of the time that go with neither rain nor fog."""
 OPENINGS = (
     "a picture of",
     "an illustration of",
@@ -483,6 +512,8 @@ LIGHTS: dict[str, tuple[str, ...]] = {
     "sunset": ("the warm orange light of sunset", "the evening light of a setting sun"),
     "night": ("the dark of night under moon and stars", "a quiet starry night"),
 }
+DULL_LIGHTS = {"day": "the grey light of day", "sunset": "the dim light of evening", "night": "the dark of night"}
+CURTAINS = {"clear": "", "rain": ", while rain is falling", "fog": ", wrapped in fog"}
 
 Rng = np.random.Generator
 
@@ -491,7 +522,8 @@ def pick(options: Sequence[str], rng: Rng) -> str:
     return options[int(rng.integers(len(options)))]
 
 
-def _a(noun: str) -> str:
+def with_article(noun: str) -> str:
+    """ "an orange cat"."""
     return ("an " if noun[0].lower() in "aeiou" else "a ") + noun
 
 
@@ -511,7 +543,7 @@ def _noun_phrase(subject: Subject, rng: Rng, everything: bool = False, article: 
     phrase = " ".join([*words, noun])
     if subject.count > 1:
         return f"{pick(COUNTED[subject.count], rng)} {phrase}"
-    return _a(phrase) if article else phrase
+    return with_article(phrase) if article else phrase
 
 
 def _clothes(subject: Subject, rng: Rng) -> str:
@@ -534,6 +566,10 @@ def _worn(subject: Subject, rng: Rng) -> str:
     if subject.count > 1:
         verb = verb.replace("wears", "wear")
     return f"{verb} {clothes}" if clothes else ""
+
+
+def _worn_by(subject: Subject, rng: Rng) -> list[str]:
+    return [worn] if not _is_thing(subject) and (worn := _worn(subject, rng)) else []
 
 
 def _posed(subject: Subject, rng: Rng, everything: bool = False) -> str:
@@ -586,14 +622,24 @@ def _join(parts: list[str], rng: Rng) -> str:
     return " ".join(parts) if rng.random() < 0.5 else ", ".join(parts)
 
 
-def _time(scene: Scene, rng: Rng, brief: bool = False) -> str:
-    """Time and weather; `brief`: those that nobody would expect, and no others."""
+def _hour(scene: Scene, rng: Rng) -> str:
+    """A phrase of the time that goes with the weather."""
+    fair = scene.weather == "clear"
+    return pick([when for when in WHEN[scene.time] if fair or not any(word in when for word in FAIR)], rng)
+
+
+def _weather(scene: Scene, rng: Rng, phrases: dict[str, tuple[str, ...]] = WEATHERED) -> str:
+    """A phrase of the weather that goes with the time."""
+    return pick([one for one in phrases[scene.weather] if scene.time != "night" or " day" not in one], rng)
+
+
+def _time(scene: Scene, rng: Rng, brief: bool = False, weather: bool = True) -> str:
+    """Time and, where wanted, weather; `brief`: those that nobody would expect, and no others."""
     if scene.setting == "space":
         return ""
     said = scene.time != "day" or (not brief and rng.random() < 0.28)
-    words = pick(WHEN[scene.time], rng) if said else ""
-    weather = pick(WEATHERED[scene.weather], rng)
-    return " ".join(word for word in (words, weather) if word)
+    words = [_hour(scene, rng) if said else "", _weather(scene, rng) if weather else ""]
+    return " ".join(word for word in words if word)
 
 
 def _subjects(scene: Scene, rng: Rng) -> str:
@@ -673,8 +719,11 @@ def _told(scene: Scene, rng: Rng) -> str:
             continue
         doing = [_does(subject, rng), spot]
         parts.append(" ".join(p for p in (phrase, worn, *(doing if rng.random() < 0.7 else doing[::-1])) if p))
-    where, when = pick(WHERE[scene.setting], rng), _time(scene, rng)
-    if when and scene.weather == "clear" and rng.random() < 0.3:
+    own, clear = rng.random() < 0.3, scene.weather == "clear"
+    where, when = pick(WHERE[scene.setting], rng), _time(scene, rng, weather=clear or not own)
+    if own and not clear:
+        after.append(_weather(scene, rng, TOLD_WEATHERS))
+    elif own and when:
         when = ""
         after.append(pick(TOLD_TIMES[scene.time], rng))
     text = pick((" and ", ", and ", ", "), rng).join(_in_order(parts, scene, place, rng))
@@ -696,7 +745,11 @@ def _relaxed(scene: Scene, rng: Rng) -> str:
     how = [part for part in (_posed(subject, rng), _worn(subject, rng)) if part]
     if rng.random() < 0.35:
         how.reverse()
-    others = [f"{_noun_phrase(s, rng)} {pick(SPOT[s.place], rng)}" for s in scene.subjects if s is not subject]
+    others = [
+        " ".join([_noun_phrase(s, rng), *_worn_by(s, rng), pick(SPOT[s.place], rng)])
+        for s in scene.subjects
+        if s is not subject
+    ]
     text = f"{first}{' ' + when if when else ''}{pick((', ', ' '), rng)}{_join(how, rng)}"
     if len(scene.subjects) == 1 and subject.place != "centre":
         text += f" {pick(SPOT[subject.place], rng)}"
@@ -724,8 +777,8 @@ def _tags(scene: Scene, rng: Rng) -> str:
         else:
             tags[-1] = " ".join([tags[-1], *_details(subject, rng, False)])
     if scene.time != "day" or rng.random() < 0.2:
-        tags.append(scene.time if rng.random() < 0.6 else pick(WHEN[scene.time], rng))
-    tags += [word for word in (pick(WEATHERED[scene.weather], rng),) if word]
+        tags.append(scene.time if rng.random() < 0.6 else _hour(scene, rng))
+    tags += [word for word in (_weather(scene, rng, WEATHER_TAGS),) if word]
     return pick((", ", ", ", " "), rng).join(tags[i] for i in rng.permutation(len(tags)))
 
 
@@ -744,9 +797,9 @@ def _long_subject(subject: Subject, rng: Rng) -> str:
 
 def _stage(scene: Scene, rng: Rng) -> str:
     """The sentence about the scene: where, in which light, in which weather."""
-    light = "" if scene.setting == "space" else f" in {pick(LIGHTS[scene.time], rng)}"
-    weather = {"clear": "", "rain": ", while rain is falling", "fog": ", wrapped in fog"}[scene.weather]
-    return f"The scene is {STAGES[scene.setting]}{light}{weather}."
+    light = pick(LIGHTS[scene.time], rng) if scene.weather == "clear" else DULL_LIGHTS[scene.time]
+    light = "" if scene.setting == "space" else f" in {light}"
+    return f"The scene is {STAGES[scene.setting]}{light}{CURTAINS[scene.weather]}."
 
 
 def _finish(scene: Scene, rng: Rng) -> str:
@@ -826,10 +879,19 @@ def _capital(text: str) -> str:
     return text[0].upper() + text[1:]
 
 
-def _noisy(text: str, scene: Scene, rng: Rng) -> str:
-    """Openings, closings, style words, unknown words, case and full stop."""
-    if rng.random() < 0.14:
-        text = f"{pick(OPENINGS, rng)} {text}"
+def _opened(text: str, rng: Rng) -> str:
+    """With words before it that ask for a picture, where it begins with a thing."""
+    first = text.split(" ")[0]
+    if first not in STARTS:
+        return text
+    opening = pick(OPENINGS, rng)
+    return f"{'there are' if opening == 'there is' and first not in ('a', 'an') else opening} {text}"
+
+
+def _noisy(text: str, scene: Scene, rng: Rng, opens: bool = True) -> str:
+    """Openings (where it `opens` so), closings, style words, unknown words, case and full stop."""
+    if opens and rng.random() < 0.2:
+        text = _opened(text, rng)
     if scene.style != "flat" or rng.random() < 0.06:
         text = (
             f"{text}, {pick(STYLED[scene.style], rng)}"
@@ -859,12 +921,12 @@ def caption(scene: Scene, rng: Rng) -> str:
         lounging = any(subject.on_lounger for subject in scene.subjects)
         if kind < 0.12:
             text = long_caption(scene, rng)
-        elif lounging and kind < 0.55:
+        elif lounging and kind < 0.47:
             text = _noisy(_relaxed(scene, rng), scene, rng)
-        elif kind < 0.3:
+        elif kind < (0.57 if lounging else 0.3):
             text = _noisy(_tags(scene, rng), scene, rng)
         elif kind < (0.75 if lounging else 0.6):
-            text = _noisy(_told(scene, rng), scene, rng)
+            text = _noisy(_told(scene, rng), scene, rng, opens=False)
         else:
             text = _noisy(_sentence(scene, rng), scene, rng)
         if text.lower().rstrip(".") not in REFUSED:

@@ -248,11 +248,12 @@ CPU = Profile(
 ONWARD = replace(
     CPU,
     name="onward",
+    language_steps=900,
     stages=(
-        Stage(buckets=_ALL_SHARES, tokens_per_batch=4096, steps=2000, peak=0.5, floor=0.7, coarse=0.55, kept=0.5),
-        Stage(buckets=_LARGE_SHARES, tokens_per_batch=4096, steps=4900, peak=0.35, floor=0.0, coarse=0.55, kept=0.5),
+        Stage(buckets=_ALL_SHARES, tokens_per_batch=4096, steps=1600, peak=0.5, floor=0.7, coarse=0.55, kept=0.5),
+        Stage(buckets=_LARGE_SHARES, tokens_per_batch=4096, steps=3400, peak=0.35, floor=0.0, coarse=0.55, kept=0.5),
     ),
-    distillation=Distillation(steps=900, guidance=1.2, weaker_self=True, substeps=1, tokens_per_batch=3072, rate=0.25),
+    distillation=Distillation(steps=650, guidance=1.2, weaker_self=True, substeps=1, tokens_per_batch=3072, rate=0.25),
     finish=Finish(steps=450, crops=4, rate=0.3),
     compiled=True,
 )

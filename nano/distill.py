@@ -43,6 +43,7 @@ from nano.transformer import (
     compile_flag,
     compiled,
     empty_prompt,
+    open_weights,
     stage_file,
     token_weights,
 )
@@ -125,7 +126,8 @@ def distillation_loss(
         prompt = language.encode(ids)
     drawn = student(latents.to(working_dtype()), student.embed_caption(prompt), student.modulation(1 - start))
     error = patchify((drawn.float() - target).square(), student.config.patch_size).mean(-1)
-    weight = token_weights(labels[..., 0])
+    open_ones = open_weights(drawings, None, student.config.patch_size)
+    weight = token_weights(labels[..., 0]).maximum(open_ones)
     return (error * weight).sum() / weight.sum()
 
 

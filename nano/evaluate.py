@@ -18,7 +18,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from nano.captions import caption
+from nano.captions import PLURALS, caption, with_article
 from nano.config import Folders, Profile
 from nano.judge import (
     ASKED_SIZE,
@@ -38,6 +38,8 @@ from nano.world import Scene, Subject, World, sample_scene
 
 SEEDS = 4  # of one prompt, that are compared with each other
 GLANCE = 64  # pixels: side at which they are compared
+NUMBERS = {2: "two", 3: "three", 4: "four"}
+WEATHERS = {"clear": "", "rain": " in the rain", "fog": " in the fog"}
 THERE = {
     "beach": "on a beach",
     "sea": "on the sea",
@@ -58,12 +60,9 @@ def plain_prompt(scene: Scene) -> str:
     """A prompt that names everything the judge asks about, in one plain wording."""
     parts = []
     for subject in scene.subjects:
-        number = {1: "a", 2: "two", 3: "three", 4: "four"}[subject.count]
-        noun = (
-            subject.kind
-            if subject.count == 1 or subject.kind == "fish"
-            else subject.kind + ("es" if subject.kind == "t-rex" else "s")
-        )
+        one = with_article(f"{subject.colour} {subject.kind}")
+        noun = PLURALS.get(subject.kind, f"{subject.kind}s")
+        named = one if subject.count == 1 else f"{NUMBERS[subject.count]} {subject.colour} {noun}"
         worn = (
             f" wearing {' and '.join(item if item == 'sunglasses' else 'a ' + item for item in subject.worn)}"
             if subject.worn
@@ -73,22 +72,22 @@ def plain_prompt(scene: Scene) -> str:
         place = (
             "" if subject.count > 1 else " in the middle" if subject.place == "centre" else f" on the {subject.place}"
         )
-        parts.append(f"{number} {subject.colour} {noun}{lounger}{worn}{place}")
+        parts.append(f"{named}{lounger}{worn}{place}")
     when = {"day": "", "sunset": " at sunset", "night": " at night"}[scene.time] if scene.setting != "space" else ""
-    return f"{' and '.join(parts)} {THERE[scene.setting]}{when}"
+    return f"{' and '.join(parts)} {THERE[scene.setting]}{when}{WEATHERS[scene.weather]}"
 
 
 def bare_prompt(scene: Scene) -> str:
     """What people type first: a colour, a kind and a setting, and not a word about place, time or clothes."""
     subject = scene.subjects[0]
-    return f"a {subject.colour} {subject.kind} {THERE[scene.setting]}"
+    return f"{with_article(f'{subject.colour} {subject.kind}')} {THERE[scene.setting]}"
 
 
 def bare_scene(scene: Scene) -> Scene:
     """What nobody is surprised to get for its `bare_prompt`: one thing, standing there by day, with nothing on."""
     first = scene.subjects[0]
     time = "night" if scene.setting == "space" else "day"
-    return replace(scene, time=time, subjects=(Subject(first.kind, first.colour),))
+    return replace(scene, time=time, weather="clear", subjects=(Subject(first.kind, first.colour),))
 
 
 def _holds(subject: Subject, **others: Any) -> Subject:
@@ -189,7 +188,7 @@ def variety(profile: Profile, painter: Painter, prompts: int, size: int) -> floa
     """How much seeds of one prompt differ, in percent of what drawings of its scene differ; mush differs less."""
     drawn, painted = [], []
     for prompt, scene in unseen(profile, prompts, plain_prompt):
-        scenes = [replace(scene, seed=seed) for seed in range(SEEDS)]
+        scenes = [replace(scene, seed=seed, weather="clear") for seed in range(SEEDS)]
         drawn.append(spread([draw(one, size, size).image for one in scenes]))
         painted.append(spread([painter(prompt, size, size, seed) for seed in range(SEEDS)]))
     return 100 * float(np.mean(painted) / np.mean(drawn))

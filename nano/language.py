@@ -23,7 +23,7 @@ from nano.captions import EXPAND_INSTRUCTION, caption, continued, long_caption, 
 from nano.config import Folders, LanguageShape, Profile
 from nano.tokenizer import load as load_tokenizer
 from nano.training import Average, Optimizers, Run, Shadow, arguments, cosine, device, opened, restored, save
-from nano.world import PLACES, Scene, World, homes, sample_scene
+from nano.world import PLACES, Scene, World, homes, moved, sample_scene
 from zturbo.engine.tokenizer import chat_prompt
 from zturbo.models.configs import TextEncoderConfig
 from zturbo.models.text_encoder import KVCache, Qwen3
@@ -118,7 +118,7 @@ def expansion(world: World, rng: np.random.Generator) -> str:
     scene = sample_scene(world, rng)
     if rng.random() < AT_HOME:
         places = [place for place in homes(scene.subjects[0].kind) if place in world.settings]
-        scene = replace(scene, setting=pick(places, rng)) if places else scene
+        scene = moved(scene, pick(places, rng)) if places else scene
     short = rng.random() < SHORT
     told = understated(scene, rng) if short else scene
     prompt = short_caption(told, rng) if short else caption(told, rng)

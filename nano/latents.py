@@ -145,7 +145,7 @@ def fill(bucket: Bucket, profile: Profile, folders: Folders, encode: Callable[[T
 
 
 def fill_all(profile: Profile, folders: Folders) -> None:
-    """Every bucket of the profile, smallest first."""
+    """Every bucket, in the profile's order."""
     vae, scaling, shift = load_vae(folders, profile)
     encode = Encoder.of(vae, scaling, shift)
     for bucket in profile.buckets:

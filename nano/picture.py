@@ -18,6 +18,7 @@ from nano.objects import WIDTHS, draw_object
 from nano.world import CREATURES, FLYERS, SWIMMERS, Scene, Subject
 
 MEDIUM = 0.53  # of the shorter side, at most, is a medium thing high
+LARGEST = 448  # pixels that a thing is high at most; medium ones the height before: larger pictures show more scene
 LARGER = {"small": -1, "medium": 0, "big": 1}
 ROOM = {"alone": 0.92, "aside": 0.64, "pair": 0.46}  # at most that wide, share of the width
 FOOT = 0.9  # where things stand, share of the height
@@ -69,12 +70,12 @@ class Spot(NamedTuple):
 
 
 def _height(canvas: Canvas, spot: Spot) -> int:
-    """Pixels that a thing is high: by its size and the picture's shorter side, and as its room allows."""
+    """Pixels that a thing is high: by its size and the picture's shorter side, as far as its room allows."""
     subject, side = spot.subject, min(canvas.width, canvas.height)
-    medium = max(i for i, height in enumerate(HEIGHTS[:-1]) if not i or height <= MEDIUM * side)
-    index = medium + (1 if subject.on_lounger else LARGER[subject.size])
-    fitting = [i for i, height in enumerate(HEIGHTS) if height * width_of(subject) <= spot.room * canvas.width]
-    return HEIGHTS[max(0, min([index, *fitting[-1:]]))]
+    medium = max(i for i, height in enumerate(HEIGHTS) if not i or (height <= MEDIUM * side and height < LARGEST))
+    fits = max(i for i, height in enumerate(HEIGHTS) if not i or height * width_of(subject) <= spot.room * canvas.width)
+    larger = 1 if subject.on_lounger else LARGER[subject.size]
+    return HEIGHTS[max(0, min(min(medium, fits) + larger, fits))]
 
 
 def _snapped(low: float, wanted: float, high: float) -> float:
@@ -153,10 +154,8 @@ def draw(scene: Scene, width: int, height: int, loose: bool = False) -> Picture:
     rng = np.random.default_rng(scene.seed)
     chance = np.random.default_rng((scene.seed, 1)) if loose else None
     canvas = Canvas(width, height, scene.style)
-    backdrop = Backdrop(canvas, scene)
-    backdrop.draw()
+    Backdrop(canvas, scene).draw()
     for spot in _spots(scene):
         turned = chance is not None and chance.random() < 0.5
         _place(canvas, scene, spot._replace(flip=spot.flip != turned), chance)
-    backdrop.weather()
     return Picture(canvas.finish(rng), canvas.labels)

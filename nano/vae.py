@@ -101,10 +101,10 @@ def errors(model: AutoencoderKL, latents: Tensor, images: Tensor) -> tuple[Tenso
     return (drawn - images).abs().mean(), pyramid_loss(drawn, images)
 
 
-def batches(profile: Profile) -> Iterator[Tensor]:
-    """(B,3,crop,crop) in [-1,1] on the device, for ever."""
+def batches(profile: Profile, first: int = 0) -> Iterator[Tensor]:
+    """(B,3,crop,crop) in [-1,1] on the device, for ever; others where a run goes on from step `first`."""
     make = Crops(profile.world, profile.vae_crop)
-    for crops in stream(make, profile.vae_batch // make.per_picture, profile.workers, profile.seed):
+    for crops in stream(make, profile.vae_batch // make.per_picture, profile.workers, profile.seed + 1000 * first):
         images = crops.flatten(0, 1).to(device(), non_blocking=True).float() / 127.5 - 1
         yield images.contiguous(memory_format=torch.channels_last)
 
@@ -129,8 +129,8 @@ def train(profile: Profile, folders: Folders, minutes: float) -> None:
     state = restored(folders.vae)
     if state and state.get("finished"):
         return
-    source = batches(profile)
-    model, scaling, shift = start(profile, source)
+    source = batches(profile, state["step"] if state else 0)
+    model, scaling, shift = (build(profile.vae), 1.0, 0.0) if state else start(profile, source)
     model.encoder.requires_grad_(False)
     average, optimizer = Average(model, horizon=200), optimizers(model)
     run = Run("vae", profile.vae_steps, minutes, profile.checkpoint_every_s)

@@ -90,6 +90,7 @@ SETTINGS = (
 )
 TIMES = ("day", "sunset", "night")
 WEATHERS = ("clear", "rain", "fog")
+WEATHERED = 0.3  # share of scenes outdoors whose weather is any of the world's
 
 HEADS = {kind: f"{kind} head" for kind in CREATURES}  # what tells creatures apart has a label of its own
 ZONES = ("sky", "ground", "water", "far", "light")  # parts of a background that have labels of their own
@@ -103,6 +104,7 @@ LABELS: tuple[str, ...] = (
 LABEL = {name: index for index, name in enumerate(LABELS)}
 PAINT = {name: index for index, name in enumerate(COLOURS)}
 
+OUTDOORS = ("beach", "sea", "meadow", "forest", "city", "mountains", "desert")  # where it may rain or be foggy
 FLYERS = ("balloon", "star", "plane", "butterfly", "rocket")  # drawn above the ground
 SWIMMERS = ("fish", "boat", "whale")  # drawn in the water where there is some
 
@@ -153,6 +155,7 @@ class World:
 SMALL = World(
     settings=SETTINGS,
     kinds=("t-rex", "cat", "dog", "robot", "car", "boat", "house", "tree", "balloon", "fish", "flower", "rocket"),
+    weathers=WEATHERS,
     poses=("standing", "lying"),
     variants=4,
     several=0.14,
@@ -197,6 +200,12 @@ def homes(kind: str) -> tuple[str, ...]:
     return tuple(setting for setting, kinds in HABITATS.items() if kind in kinds) or ("meadow",)
 
 
+def moved(scene: Scene, setting: str) -> Scene:
+    """The scene elsewhere, in a time and a weather that there are."""
+    time = "night" if setting == "space" else scene.time
+    return replace(scene, setting=setting, time=time, weather=scene.weather if setting in OUTDOORS else "clear")
+
+
 def _paint(kind: str, rng: np.random.Generator) -> str:
     return NATURAL[kind] if rng.random() < 0.3 else str(rng.choice(PAINTS))
 
@@ -213,7 +222,7 @@ def _creature(kind: str, world: World, rng: np.random.Generator) -> Subject:
 
 
 def sample_subject(world: World, setting: str, rng: np.random.Generator, besides: tuple[str, ...] = ()) -> Subject:
-    """One subject for a setting, of a kind not in `besides`; half the time one that is at home there."""
+    """One subject for a setting, of a kind not in `besides`; a quarter of the time one that is at home there."""
     kinds = [kind for kind in world.kinds if kind not in besides]
     choice = [kind for kind in kinds for _ in range(world.creature_weight if kind in CREATURES else 1)]
     at_home = [kind for kind in HABITATS.get(setting, ()) if kind in kinds]
@@ -265,6 +274,6 @@ def sample_scene(world: World, rng: np.random.Generator) -> Scene:
         time=time,
         subjects=subjects,
         seed=int(rng.integers(world.variants)),
-        weather=str(rng.choice(world.weathers)) if rng.random() < 0.3 else "clear",
+        weather=str(rng.choice(world.weathers)) if setting in OUTDOORS and rng.random() < WEATHERED else "clear",
         style=str(rng.choice(world.styles)),
     )

@@ -85,7 +85,8 @@ app.add_typer(cli_records.keys)
 app.add_typer(cli_records.records)
 
 Model = Annotated[
-    str | None, typer.Option("--model", metavar="NAME|FOLDER|FILE", help="A known model, a diffusers folder, a file.")
+    str | None,
+    typer.Option("--model", metavar="NAME|FOLDER|FILE", help="A known model, a pulled OWNER/NAME, a folder, a file."),
 ]
 Loras = Annotated[
     list[str] | None,

@@ -187,7 +187,9 @@ _QUANTIZATIONS = ("auto", "none", "int8", "fp8")
 class Config:
     """Every setting, checked. Made by `load_config`."""
 
-    model: str = _setting("nano", _text, "a model's name, a folder or a file", "The model that draws.")
+    model: str = _setting(
+        "nano", _text, "a model's name, a pulled OWNER/NAME, a folder or a file", "The model that draws."
+    )
     lora: str = _setting(
         "",
         _adapters,

@@ -268,7 +268,13 @@ class Member:
 
 
 MEMBERS = (
-    Member("prompt", _read_prompt, _required, f"text, at most {MAX_PROMPT} characters (code points)", "required"),
+    Member(
+        "prompt",
+        _read_prompt,
+        _required,
+        f"text, at most {MAX_PROMPT} characters (code points); the model reads its first 512 tokens",
+        "required",
+    ),
     Member("size", parse_size, _always(DEFAULT_SIZE), SIZE_RULE, "landscape_4_3"),
     Member("steps", whole_number(1, MAX_STEPS), _always(MAX_STEPS), f"integer from 1 to {MAX_STEPS}", str(MAX_STEPS)),
     Member(

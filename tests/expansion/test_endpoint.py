@@ -141,6 +141,9 @@ BAD: dict[str, tuple[Answer, str, int]] = {
     "a page": (reply(b"<html>hello</html>", "200 OK", "text/html"), "no chat completion", 1),
     "no text": (says(None), "no text", 1),
     "text of another kind": (says([{"type": "text", "text": "x"}]), "no text", 1),
+    "a cut-off thought": (says("<think>A cat, hm", finish="length"), "cut off before it said anything", 1),
+    "nothing, cut off": (says("", finish="length"), "cut off before it said anything", 1),
+    "400": (reply(b"{}", "400 Bad Request"), "status 400", 1),
     "an endless body": (endless("200 OK"), "over", 1),
     "an endless error": (endless("500 Internal Server Error"), "over", 1),
     "a huge body": (reply(b" " * (MAX_ANSWER_BYTES + 1)), "over", 1),
@@ -202,6 +205,37 @@ async def test_after_three_failures_it_is_left_in_peace_then_tried_once() -> Non
         pair.chat.answer = says(DETAILS)
         assert (await pair.endpoint.expand("a dog")).applied
         assert (await pair.endpoint.expand("an elk")).applied
+
+
+async def test_a_prompt_that_is_refused_costs_others_nothing() -> None:
+    async with asking(reply(b"{}", "400 Bad Request")) as pair:
+        for _ in range(4):
+            assert "400" in (await pair.endpoint.expand("a prompt that the filter does not like")).reason
+        pair.chat.answer = says(DETAILS)
+        assert (await pair.endpoint.expand("a cat")).applied
+
+
+async def test_a_model_that_takes_no_max_tokens_is_asked_as_it_wants_to_be() -> None:
+    body = {"error": {"message": "Use 'max_completion_tokens' instead.", "code": "unsupported_parameter"}}
+    refusal = reply(json.dumps(body).encode(), "400 Bad Request")
+
+    async def picky(chat: ChatServer, writer: asyncio.StreamWriter) -> None:
+        await (refusal if "max_tokens" in chat.bodies[-1] else says(DETAILS))(chat, writer)
+
+    async with asking(picky) as pair:
+        assert (await pair.endpoint.expand("a cat")).applied
+        assert (await pair.endpoint.expand("a dog")).applied
+        assert len(pair.chat.bodies) == 3, "the second prompt is asked so at once"
+        assert pair.chat.bodies[-1]["max_completion_tokens"] > 0
+        assert "temperature" not in pair.chat.bodies[-1]
+
+
+async def test_the_shells_identity_at_openai_goes_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_ORG_ID", "org-secret")
+    monkeypatch.setenv("OPENAI_PROJECT_ID", "proj-secret")
+    async with asking(says(DETAILS)) as pair:
+        assert (await pair.endpoint.expand("a cat")).applied
+        assert "secret" not in pair.chat.heads[0].replace(KEY, "")
 
 
 @pytest.mark.parametrize(

@@ -65,7 +65,7 @@ def test_the_embedded_models_file_says_what_its_recipe_trained(nano: Trained) ->
     for place, stage in captions.STAGES.items():
         assert nano.topics["place"][place]["written"] == [stage]
     for time, lights in captions.LIGHTS.items():
-        assert nano.topics["time"][time]["written"] == list(lights)
+        assert nano.topics["time"][time]["written"] == [*lights, captions.DULL_LIGHTS[time]]
 
 
 SCENE = "The scene is a sandy beach with the blue sea behind it in the light of a sunny day."
@@ -88,6 +88,12 @@ SCENE = "The scene is a sandy beach with the blue sea behind it in the light of 
         ("a house, twilight", SCENE, False),
         ("kitchen, a cat", SCENE, False),
         ("a lake with a boat", SCENE, False),
+        ("a red bus in the centre of Paris", SCENE, False),
+        ("a cat in the fog of London", SCENE, False),
+        ("a cat in a hatchery", SCENE, False),
+        ("a cat between two cars", SCENE, False),
+        ("a cat against a brick wall", SCENE, False),
+        ("a cat in the middle of the picture", SCENE, True),
         (
             "a cat under the moon",
             "The scene is a sandy beach with the blue sea behind it in a quiet starry night.",

@@ -53,6 +53,13 @@ def test_what_is_left_alone(prompt: str, reason: str) -> None:
         ("one mouse on a table", "Five mice sit in the background."),
         ("one cat on a sofa", "A second cat lies in the shade of the lamp."),
         ("a cat on a sofa", "Several cats lie in the shade of the lamp."),
+        ("a cat on a sofa", "Another cat sleeps on the floor."),
+        ("a cat on a sofa", "A few more cats sleep on the floor."),
+        ("a cat on a sofa", "Hundreds of cats fill the room."),
+        ("a cat on a sofa", "A group of cats is on the floor."),
+        ("a horse in a field", "Three horses graze behind the fence."),
+        ("a red house", "Blue houses stand on the hill."),
+        ("Ein Hund in Berlin", "The light is soft and it falls from the left."),
         ('Schild "the end of the world"', "Le chat est dans une pièce avec une lumière douce."),
     ],
 )
@@ -81,6 +88,9 @@ def test_contradictions_are_refused(prompt: str, sentence: str) -> None:
         ("Los Angeles skyline", "The towers stand in the soft light of the evening."),
         ("cat, Van Gogh style", "The cat sits in front of a yellow wall."),
         ("un gato negro", "El gato está en el jardín con la luz de la tarde."),
+        ("Ein Hund in Berlin", "Das weiche Licht fällt von links auf den Platz."),
+        ("Vue de Paris", "La lumière douce est sur les toits de la ville."),
+        ("یک گربه در باغ", "نور نرم از پنجره\u200cای به باغ می\u200cتابد."),
         ("un gatto rosso", "Il gatto è nella neve con una luce fredda."),
         ('bakery shop, sign "Le Pain de la Rue"', "The bakery is on the corner of the street."),
     ],
@@ -186,7 +196,8 @@ def test_control_tokens_of_a_prompt_become_plain_text(prompt: str) -> None:
     [
         ("a cat on the roof", "en"), ("red car", ""), ("eine Katze auf dem Dach", "de"), ("un chat sur la plage", "fr"),
         ("屋顶上的猫", "zh"), ("屋根の上の猫", "ja"), ("지붕 위의 고양이", "ko"), ("кот на крыше", "cyrillic"),
-        ("123", ""),
+        ("123", ""), ("Un gatto in giardino", "it"), ("dog in Berlin", "en"), ("Torre de Belém", ""),
+        ("Кот рисует иероглиф 猫 на стене", "cyrillic"), ("고양이 猫 한 마리가 벽에 그린다", "ko"),
         ("写着「OPEN ALL DAY LONG」的牌", "zh"), ('a sign with "开门"', "en"),
     ],
 )  # fmt: skip
@@ -199,4 +210,8 @@ def test_words() -> None:
     assert [stem(word) for word in ("cats", "boxes", "puppies", "glass", "rex's", "bus")] == [
         "cat", "box", "puppy", "glass", "rex", "bus",
     ]  # fmt: skip
+    one = "horse house rose zombie cookie potato hero niche tree shoe vase mosquito dish movie box church"
+    many = "horses houses roses zombies cookies potatoes heroes niches trees shoes vases mosquitoes dishes movies boxes"
+    assert [stem(word) for word in one.split()] == [stem(word) for word in [*many.split(), "churches"]]
+    assert len(tokens("किताब पढ़ती हुई लड़की")) == 4, "vowel signs end no word"
     assert quotations("a \"b c\" and 'd e' and the cat's “f”") == ['"b c"', "'d e'", "“f”"]

@@ -47,6 +47,7 @@ def test_a_wrong_member_is_named_with_what_was_received(kind: str, name: str, wr
         ("text encoder", {"tie_word_embeddings": False}),
         ("text encoder", {"model_type": "llama"}),
         ("text encoder", {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e6}}),
+        ("text encoder", {"rope_scaling": {"type": "yarn", "factor": 4.0}}),
         ("vae", {"use_quant_conv": True}),
         ("vae", {"norm_num_groups": 48}),
         ("scheduler", {"use_dynamic_shifting": True}),

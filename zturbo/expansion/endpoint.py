@@ -16,7 +16,7 @@ from zturbo.expansion.breaker import CircuitBreaker
 from zturbo.expansion.cache import LeastRecent
 from zturbo.expansion.expansion import Expansion
 from zturbo.expansion.recipes import Instructed
-from zturbo.expansion.rules import additions, joined, left_alone
+from zturbo.expansion.rules import additions, joined, left_alone, unthought
 
 if TYPE_CHECKING:
     import httpx2
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 MAX_ANSWER_BYTES = 1 << 18
 ATTEMPTS = 2
 TEMPERATURE = 0.0
+UNSUPPORTED = ("unsupported_parameter", "unsupported_value")
+"""Error codes of OpenAI's models that reason: they take `max_completion_tokens` and no temperature."""
 RESTING = "the provider failed several times and is left in peace for a while"
 
 
@@ -34,6 +36,10 @@ class _FailedError(Exception):
 
 class _AgainError(_FailedError):
     """The same, and a second attempt may help."""
+
+
+class _RefusedError(_FailedError):
+    """The endpoint does not want this prompt; that says nothing about others, and rests nobody."""
 
 
 class _TooLargeError(Exception):
@@ -62,6 +68,7 @@ class ChatEndpoint:
         self.breaker = breaker or CircuitBreaker()
         self._cache: LeastRecent[Expansion] = LeastRecent()
         self._running: dict[str, asyncio.Task[Expansion]] = {}
+        self._reasons = False  # the model said that it takes no `max_tokens`
         self._client = openai.AsyncOpenAI(
             base_url=url,
             api_key=key or "none",
@@ -71,6 +78,7 @@ class ChatEndpoint:
                 follow_redirects=False, headers={"accept-encoding": "identity"}, event_hooks={"response": [bounded]}
             ),
         )
+        self._client.organization = self._client.project = None  # the shell's, for OpenAI alone
 
     @classmethod
     def configured(cls, config: Config) -> Self:
@@ -106,6 +114,8 @@ class ChatEndpoint:
                 answer, whole = await self._answer(prompt)
         except TimeoutError:
             return self._failed(prompt, f"the provider did not answer within {self.timeout_s:g} s")
+        except _RefusedError as error:
+            return Expansion.left(prompt, str(error), self.name)
         except _FailedError as error:
             return self._failed(prompt, str(error))
         self.breaker.succeeded()
@@ -130,17 +140,20 @@ class ChatEndpoint:
         import openai
 
         system, user = self.recipe.turns(prompt)
+        most = 2 * self.recipe.longest  # the answer repeats the prompt first
+        how: dict[str, Any] = {"max_tokens": most, "temperature": TEMPERATURE}
+        if self._reasons:
+            how = {"max_completion_tokens": most}
         seed = int.from_bytes(hashlib.sha256(prompt.encode()).digest()[:4]) >> 1
         try:
             return await self._client.chat.completions.create(
                 model=self.model,
                 messages=[{"role": "system", "content": system}, {"role": "user", "content": user}],
-                max_tokens=2 * self.recipe.longest,  # the answer repeats the prompt first
-                temperature=TEMPERATURE,
                 seed=seed,  # of the prompt alone, so that servers which honour it agree after a restart
+                **how,
             )
         except openai.APIStatusError as error:
-            kind = _AgainError if error.status_code >= 500 or error.status_code in (408, 429) else _FailedError
+            kind = self._kind(error.status_code, error.code)
             raise kind(f"the provider answered with status {error.status_code}") from None
         except openai.APITimeoutError:
             raise _AgainError(f"the provider did not answer within {self.timeout_s:g} s") from None
@@ -151,6 +164,15 @@ class ChatEndpoint:
         except (openai.OpenAIError, ValueError, RecursionError):  # no JSON, or not of a chat completion
             raise _FailedError("the provider's answer is no chat completion") from None
 
+    def _kind(self, status: int, code: str | None) -> type[_FailedError]:
+        """What an answer's status and error code mean for this prompt and for others."""
+        if status == 400 and code in UNSUPPORTED and not self._reasons:
+            self._reasons = True
+            return _AgainError
+        if status in (400, 413, 422):
+            return _RefusedError
+        return _AgainError if status >= 500 or status in (408, 429) else _FailedError
+
 
 def _read(completion: "ChatCompletion") -> tuple[str, bool]:
     """Text and completeness of a chat completion, which the client does not check."""
@@ -160,7 +182,9 @@ def _read(completion: "ChatCompletion") -> tuple[str, bool]:
     except (AttributeError, IndexError, TypeError, KeyError):
         raise _FailedError("the provider's answer is no chat completion") from None
     if not isinstance(text, str):
-        raise _FailedError("the provider's answer has no text")
+        raise _RefusedError("the provider's answer has no text")
+    if reason == "length" and not unthought(text):
+        raise _FailedError("the provider's answer was cut off before it said anything; switch its thinking off")
     return text, reason == "stop"
 
 

@@ -20,7 +20,10 @@ from zturbo.expansion.words import language
 _INSTRUCTIONS = Path(__file__).parent / "instructions"
 TRAINED_FILE = "expansion.json"
 VERSION_DIGITS = 8
-_PLACED = re.compile(r"\b(?:in|at|inside|on|under|near|above|over|behind|through|by|beside|beneath|within|among)\b")
+_PLACED = re.compile(
+    r"\b(?:in|at|inside|on|under|near|above|over|behind|through|by|beside|beneath|within|among|between|against|along"
+    r"|around|atop|below|outside)\b"
+)
 
 
 class Recipe(Protocol):
@@ -180,6 +183,12 @@ class Trained:
         phrases = sorted({*written, *self.joints}, key=len, reverse=True)
         return re.compile("|".join(rf"\b{re.escape(phrase)}\b" for phrase in phrases), re.IGNORECASE)
 
+    @cached_property
+    def _placeless(self) -> re.Pattern[str]:
+        """Any phrase of `understood`, the longest first; "in the middle of Paris" does speak of a place."""
+        phrases = "|".join(map(re.escape, sorted(self.understood, key=len, reverse=True)))
+        return re.compile(rf"\b(?:{phrases})\b(?!\s+of\b(?!\s+the\s+(?:picture|image)\b))")
+
     def _agrees(self, prompt: str, topic: str, fact: str) -> bool:
         text = prompt if topic in self.unsaid else self._about_the_place(prompt)
         said = [name for name, phrases in self.topics[topic].items() if _has_any(text, phrases["said"])]
@@ -193,10 +202,7 @@ class Trained:
 
     def _about_the_place(self, prompt: str) -> str:
         """What is left of a prompt without the phrases that say nothing of the place ("under the moon")."""
-        rest = prompt.lower()
-        for phrase in self.understood:
-            rest = rest.replace(phrase, " ")
-        return rest
+        return self._placeless.sub(" ", prompt.lower())
 
 
 def _has_any(text: str, phrases: list[str]) -> bool:

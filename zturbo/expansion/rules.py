@@ -32,8 +32,8 @@ MAX_PROMPT_CHARACTERS = 400
 """Longer prompts are left alone however few words they have."""
 MAX_ADDED = 900
 """Bytes of UTF-8 that may be added: some 200 tokens of English, 300 of Chinese, of the 512 that the encoder reads."""
-MAX_ANSWER = 8000
-"""Characters of an answer that are read; honest ones are a tenth of it."""
+MAX_ANSWER = 3000
+"""Characters of an answer that are read; honest ones are a third of it."""
 _REPEATED = 0.5
 """Share of a sentence's three-token sequences that may have been said before."""
 _SENTENCE_END = re.compile(r"(?<=[.!?])[\"”’)]*\s+(?=[^\Wa-z\d_]|[\"“(\d])|(?<=[。！？])[”’」』）]*|\s*\n\s*")
@@ -43,6 +43,8 @@ _THINKING = re.compile(r"<think>.*?(?:</think>|$)", re.DOTALL)
 _FOREIGN = re.compile(r"[<>{}\[\]|`\\\ufffd]|https?:|www\.")
 """Marks of control tokens, markup, code and links; no description of a picture has them."""
 _CONTROL = {"Cc", "Cf", "Co", "Cs", "Cn"}
+_JOINERS = "\u200c\u200d"
+"""Of category Cf, and part of how Persian and the scripts of India are spelled."""
 _NIGHT = r"\b(?:night|midnight|moonlit|moonlight)\b|夜|月光"
 _DAY = r"\b(?:daylight|sunny|midday|noon|morning)\b|阳光|正午|白天|早晨|清晨"
 _SUN = r"\b(?:daylight|sunlight|sunlit|sunny|sunshine|midday|noon|blue sky)\b|阳光|日光|正午|白天|晴朗"
@@ -105,6 +107,11 @@ def harmless(prompt: str) -> str:
     return re.sub(r"<(?=[|/\w])", "< ", prompt)
 
 
+def unthought(answer: str) -> str:
+    """An answer without what its model thought, ended or not."""
+    return _THINKING.sub("", answer).strip()
+
+
 def _thirds(text: str) -> int:
     """Thirds of a word; three characters of an unspaced script count as two words."""
     return sum(2 if is_unspaced(token) else 3 for token in tokens(text))
@@ -112,7 +119,7 @@ def _thirds(text: str) -> int:
 
 def _sentences(prompt: str, answer: str, whole: bool) -> Iterator[str]:
     """What an answer says beside the prompt, sentence by sentence, without markup around it."""
-    text = _THINKING.sub("", answer).replace("**", "").strip().strip("`").strip()
+    text = unthought(answer).replace("**", "").strip().strip("`").strip()
     start = prompt.strip().rstrip("".join(_ENDS))
     if text.lower().startswith(start.lower()) and text[len(start) : len(start) + 1] in _AFTER_PROMPT:
         text = text[len(start) :].lstrip(_AFTER_PROMPT)
@@ -132,7 +139,7 @@ def _is_description(prompt: str, sentence: str) -> bool:
     return (
         len(tokens(sentence)) >= 3
         and not _FOREIGN.search(sentence)
-        and not any(unicodedata.category(char) in _CONTROL for char in sentence)
+        and not any(unicodedata.category(char) in _CONTROL and char not in _JOINERS for char in sentence)
         and not CHATTER.match(sentence)
         and all(mark.lower() in said for mark in QUALITY.findall(sentence))
         and all(quotation in prompt for quotation in quotations(sentence))

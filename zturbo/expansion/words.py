@@ -25,7 +25,8 @@ NUMBERS = {
 COUNTS: dict[str, int | str] = {
     **NUMBERS,
     **{word: value for value, word in enumerate(["second", "third", "fourth", "fifth"], 2)},
-    **{word: word for word in ("several", "many", "multiple", "numerous", "dozens", "countless")},
+    **{word: word for word in ("several", "many", "multiple", "numerous", "dozens", "countless", "few", "another")},
+    **{word: word for word in ("hundreds", "thousands", "group", "herd", "flock", "crowd", "pack")},
 }
 """The numbers, and what else tells how many there are: "a second cat", "several cats"."""
 _PLURALS = {
@@ -60,11 +61,11 @@ _FUNCTION_WORDS = {
         "the a an of and with in on at is are to from by its it over under behind through into while as for no near "
         "without between above below"
     ),
-    "de": "der die das ein eine einen einem und mit auf ist sind dem den im am vor hinter unter von zu",
-    "fr": "le la les un une des et avec sur dans est sont du au aux par sous derrière devant",
-    "es": "el la los las un una y con en es son del al por bajo sobre detrás",
-    "it": "il lo la gli un una e con su nel nella è sono del della sotto dietro di",
-    "pt": "o a os as um uma e com em no na é são do da sob atrás",
+    "de": "der die das ein eine einen einem und mit auf in ist sind dem den im am vor hinter unter von zu",
+    "fr": "le la les un une de des et avec sur dans est sont du au aux par sous derrière devant",
+    "es": "el la los las un una y con en es son de del al por bajo sobre detrás",
+    "it": "il lo la gli un una e con su in nel nella è sono del della sotto dietro di",
+    "pt": "o a os as um uma e com em no na é são de do da sob atrás",
     "nl": "de het een en met op is zijn in van voor achter onder naast",
 }
 FUNCTION_WORDS = {language: frozenset(words.split()) for language, words in _FUNCTION_WORDS.items()}
@@ -87,6 +88,7 @@ CHATTER = re.compile(
 
 _UNSPACED = "\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af\uf900-\ufaff"
 _TOKEN = re.compile(rf"[{_UNSPACED}]|\d+|(?:(?![{_UNSPACED}])[^\W\d_])+(?:['’][^\W\d_]+)?")
+_IDEOGRAPHIC = ("cjk", "hiragana", "katakana")
 _UNSPACED_CHAR = re.compile(f"[{_UNSPACED}]")
 _QUOTED = re.compile(
     r"“[^“”]+”|\"[^\"]+\"|「[^「」]+」|『[^『』]+』|«[^«»]+»|‘[^‘’]+’|《[^《》]+》|(?<!\w)'[^']+'(?!\w)"
@@ -95,21 +97,21 @@ _QUOTED = re.compile(
 
 def tokens(text: str) -> list[str]:
     """Words in lower case, numbers, and single characters where no spaces are written."""
-    return [token.lower() for token in _TOKEN.findall(text)]
+    written = "".join(char for char in text if unicodedata.category(char)[0] != "M")  # vowel signs end no word
+    return [token.lower() for token in _TOKEN.findall(written)]
 
 
 def stem(token: str) -> str:
-    """A word without the ending of its plural or genitive."""
+    """A word without the ending of its plural or genitive; alike for both: "horse" and "horses" are "hors"."""
     token = re.sub("['’]s$", "", token)
-    if token in _PLURALS:
-        return _PLURALS[token]
+    token = _PLURALS.get(token, token)
     if token.endswith("men"):
         return token[:-2] + "an"
     if len(token) < 4 or not token.isascii() or token.endswith("ss"):
         return token
-    if token.endswith("ies"):
-        return token[:-3] + "y"
-    return re.sub("(?<=[sxz])es$|(?<=[cs]h)es$|s$", "", token)
+    if token.endswith(("ies", "ie")):
+        return re.sub("ies?$", "y", token)
+    return re.sub("(?<=[sxzo])es?$|(?<=[cs]h)es?$|s$", "", token)
 
 
 def is_unspaced(token: str) -> bool:
@@ -149,7 +151,8 @@ def spoken(text: str) -> tuple[tuple[str, ...], bool]:
     scripts = Counter(_script(char) for char in bare if char.isalpha())
     if not scripts:
         return (), False
-    if scripts["cjk"] * 2 >= scripts["latin"] and scripts["cjk"]:  # a character is a word or half of one
+    spelled = max((count for script, count in scripts.items() if script not in _IDEOGRAPHIC), default=0)
+    if scripts["cjk"] * 2 >= spelled and scripts["cjk"]:  # a character is a word or half of one
         return ("ja" if scripts["hiragana"] + scripts["katakana"] else "zh",), True
     script = max(scripts, key=lambda name: scripts[name])
     known = {"hiragana": "ja", "katakana": "ja", "hangul": "ko"}

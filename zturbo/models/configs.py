@@ -186,7 +186,8 @@ class TextEncoderConfig:
         if "rope_theta" in rope:
             members = {**members, "rope_theta": rope["rope_theta"]}
         m = _Members(members, source)
-        _Members(rope, source).demand("rope_type", "default")
+        for name in ("rope_type", "type"):  # the older spelling counts as well
+            _Members(rope, source).demand(name, "default")
         for name, allowed in (
             ("model_type", "qwen3"), ("attention_bias", False), ("hidden_act", "silu"),
             ("tie_word_embeddings", True), ("use_sliding_window", False),

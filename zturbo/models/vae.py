@@ -190,10 +190,6 @@ class AutoencoderKL(nn.Module):
         """From the transformer's scale to the VAE's: z / scaling_factor + shift_factor."""
         return latents / self.config.scaling_factor + self.config.shift_factor
 
-    def to_model_scale(self, latents: Tensor) -> Tensor:
-        """From the VAE's scale to the transformer's: (z - shift_factor) * scaling_factor."""
-        return (latents - self.config.shift_factor) * self.config.scaling_factor
-
 
 def to_pixels(images: Tensor) -> Tensor:
     """8-bit pictures (B, H, W, 3) on the same device from (B, 3, H, W) in [-1, 1]: round(255 * clamp(y / 2 + 0.5))."""
