@@ -1,8 +1,13 @@
-# Every target sets up what it needs: Python 3.11 or newer, pip and make are enough.
+# Every target sets up what it needs: Python 3.11 to 3.14 with venv, pip and make are enough.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+
+# A checkout that was moved, or whose Python has gone, is set up anew.
+ifneq ($(shell $(BIN)/python -c "" 2>/dev/null && grep -qsF "$(CURDIR)/$(VENV)/" $(BIN)/pip && echo whole),whole)
+$(shell rm -f $(READY))
+endif
 
 .PHONY: help setup demo serve test fuzz screenshots check fix bench bench-load bench-server bench-gpu lock clean
 
@@ -47,7 +52,7 @@ bench: setup  ## the levels on this CPU: beside diffusers, waterfall, quality, 6
 	$(BIN)/python -m bench.quality
 	$(BIN)/python -m bench.blocks
 
-bench-load: setup  ## mixed requests at once beside the same one by one; some ten minutes
+bench-load: setup  ## mixed requests at once beside the same one by one; a minute or two
 	$(BIN)/python -m bench.load
 
 bench-server: setup  ## requests a second and latency of the server, with keys, records and files; writes bench/results/

@@ -253,6 +253,25 @@ def test_the_key_of_the_first_start_may_be_given_in_the_settings() -> None:
     assert only.prefix == made[:8]
 
 
+def test_a_given_key_that_was_disabled_stays_so_and_a_deleted_one_is_made_again() -> None:
+    store = MemoryRecords().keys
+    asyncio.run(keys.first_key(store, "0" * 32, NOW))
+    manager, _ = create(store, scopes=keys.SCOPES)
+    change(store, "0" * 8, {"enabled": False})
+    asyncio.run(keys.first_key(store, "0" * 32, NOW))
+    assert {key.prefix: key.enabled for key in asyncio.run(store.list())} == {"0" * 8: False, manager.prefix: True}
+    asyncio.run(keys.revoke(store, "0" * 8))
+    asyncio.run(keys.first_key(store, "0" * 32, NOW))
+    assert {key.prefix: key.enabled for key in asyncio.run(store.list())} == {"0" * 8: True, manager.prefix: True}
+
+
+def test_a_given_key_that_is_given_no_more_still_works_and_that_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    store = MemoryRecords().keys
+    asyncio.run(keys.first_key(store, "0" * 32, NOW))
+    assert asyncio.run(keys.first_key(store, "", NOW)) is None
+    assert "gives no key any more; 00000000..., which it gave, still works" in caplog.text
+
+
 def test_a_key_given_before_ends_whatever_takes_its_place() -> None:
     store = MemoryRecords().keys
     asyncio.run(keys.first_key(store, "0" * 32, NOW))

@@ -73,6 +73,19 @@ def test_a_terminal_is_shown_no_control_characters(stream: io.StringIO, monkeypa
     assert "404" in line
 
 
+def test_a_terminal_is_shown_no_values_of_variables(stream: io.StringIO, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They hold keys and prompts."""
+    monkeypatch.setattr("sys.stderr", stream)
+    logs.set_up("text")
+    authorization = "Bearer " + "5" * 32
+    try:
+        raise RuntimeError(f"{len(authorization)}")
+    except RuntimeError:
+        logging.getLogger("zturbo").exception("crashed")
+    assert "RuntimeError: 39" in stream.getvalue()
+    assert "5" * 32 not in stream.getvalue()
+
+
 async def test_lines_of_the_event_loop_are_written_together_and_in_order(stream: io.StringIO) -> None:
     log = logging.getLogger("any")
     for number in range(3):

@@ -32,6 +32,7 @@ from zturbo.pictures import (
     Settings,
     encode,
     format_of,
+    glimpse,
     read_metadata,
     slug,
     write_atomic,
@@ -427,3 +428,12 @@ def test_importing_loads_no_pillow() -> None:
 def test_pillow_bounds_text() -> None:
     """What `read_metadata` relies on: Pillow's own limit of decompressed text, not raised by anybody."""
     assert PngImagePlugin.MAX_TEXT_CHUNK <= 2**20
+
+
+@pytest.mark.parametrize(
+    ("size", "seen"),
+    [((512, 512), (256, 256)), ((768, 1024), (384, 512)), ((512, 1440), (171, 480)), ((2048, 2048), (512, 512))],
+)
+def test_a_preview_does_not_take_the_pictures_place(size: tuple[int, int], seen: tuple[int, int]) -> None:
+    assert glimpse(np.full((*size, 3), 7, np.uint8)).shape == (*seen, 3)
+    assert (glimpse(np.full((*size, 3), 7, np.uint8)) == 7).all()

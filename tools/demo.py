@@ -53,7 +53,7 @@ def main() -> None:
 def serving(folder: Path, settings: Mapping[str, str] = MappingProxyType({})) -> Iterator[tuple[str, str]]:
     """A server on a free port, ready to draw: its address and a key. Its log is shown where it fails.
 
-    Where it listens and what it calls itself is not the user's own server's, whatever the user's settings say.
+    Where it listens, what it calls itself and what draws is not the user's own server's, whatever their settings say.
 
     Args:
         folder: for its records, its files and its log.
@@ -63,7 +63,7 @@ def serving(folder: Path, settings: Mapping[str, str] = MappingProxyType({})) ->
     address = f"http://127.0.0.1:{port}"
     ours = {
         "ZTURBO_API_KEY": key, "ZTURBO_DATA_DIR": str(folder / "data"), "ZTURBO_HOST": "127.0.0.1",
-        "ZTURBO_PUBLIC_URL": address,
+        "ZTURBO_PUBLIC_URL": address, "ZTURBO_MODEL": "nano",
     }  # fmt: skip
     environment = os.environ | ours | settings
     command = [sys.executable, "-m", "zturbo", "serve", "--port", str(port)]
@@ -75,7 +75,10 @@ def serving(folder: Path, settings: Mapping[str, str] = MappingProxyType({})) ->
         yield address, key
     finally:
         server.send_signal(signal.SIGTERM)
-        server.wait(60)
+        try:
+            server.wait(60)
+        except subprocess.TimeoutExpired:  # the user's settings may grant it more to finish
+            server.kill()
 
 
 def free_port() -> int:

@@ -7,21 +7,42 @@ set -eu
 python=$1
 folder=$2
 
-"$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || {
-    echo "Python 3.11 or newer is needed; $python is $("$python" --version). Try: make PYTHON=python3.12 ..." >&2
+unset PYTHONPATH  # packages of elsewhere
+export PIP_USER=0
+
+"$python" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 15))' || {
+    echo "Python 3.11 to 3.14 is needed; $python is $("$python" --version). Try: make PYTHON=python3.12 ..." >&2
     exit 1
 }
-"$python" -m venv "$folder"
+# An environment of another Python, of another place or half made is made anew.
+clear=
+who='import sys; print(sys.version_info[:2])'
+if [ -d "$folder" ] && { ! grep -qsF "$(pwd)/$folder/" "$folder/bin/pip" ||
+    [ "$("$folder/bin/python" -c "$who")" != "$("$python" -c "$who")" ]; }; then
+    clear=--clear
+fi
+"$python" -m venv $clear "$folder" || {
+    echo "$python has no venv of its own; on Debian and Ubuntu it is the package python3-venv" >&2
+    exit 1
+}
 pip="$folder/bin/python -m pip --disable-pip-version-check --quiet"
 wheels=$(mktemp -d)
 trap 'rm -rf "$wheels"' EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM HUP
 
 echo "installing PyTorch into $folder"
 awk '/^torch==/ { print; hashes = 1; next } /^[a-zA-Z]/ { hashes = 0 } hashes' requirements.lock > "$wheels/torch.lock"
 if ! "$folder/bin/python" -c 'import importlib.metadata as m, sys; sys.exit(m.version("torch").split("+")[0] != sys.argv[1])' \
     "$(sed -n 's/^torch==\([0-9.]*\).*/\1/p' "$wheels/torch.lock")" 2> /dev/null; then
+    from_wheels="install --no-index --find-links $wheels --require-hashes --no-deps -r $wheels/torch.lock"
     $pip download --no-deps --dest "$wheels" "$(sed -n 's/^\(torch==[0-9.]*\).*/\1/p' "$wheels/torch.lock")"
-    $pip install --no-index --find-links "$wheels" --require-hashes --no-deps -r "$wheels/torch.lock"
+    $pip $from_wheels || {
+        echo "requirements.lock does not know that build of PyTorch; taking PyPI's" >&2
+        rm "$wheels"/*.whl
+        $pip download --require-hashes --no-deps --dest "$wheels" -r "$wheels/torch.lock"
+        $pip $from_wheels
+    }
 fi
 echo "installing the other packages"
 $pip install --require-hashes --no-deps -r requirements.lock

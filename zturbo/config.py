@@ -170,7 +170,11 @@ def _flag(value: object) -> bool:
 def _setting(
     default: object, read: Callable[[object], object], allowed: str, help_text: str, secret: bool = False
 ) -> Any:
-    return field(default=default, metadata={"read": read, "allowed": allowed, "help": help_text, "secret": secret})
+    return field(
+        default=default,
+        repr=not secret,
+        metadata={"read": read, "allowed": allowed, "help": help_text, "secret": secret},
+    )
 
 
 _DEVICES = ("auto", "cpu", "mps", "cuda")
@@ -277,7 +281,8 @@ class Config:
         32,
         _whole(1, 100_000),
         "an integer from 1 to 100000",
-        "Requests that may wait; further ones are told to come back.",
+        "Requests that may wait; further ones are told to come back. From 8 on, a key may have three quarters of what "
+        "other keys leave.",
     )
     rate_limit: int = _setting(
         0, _whole(0, 1_000_000), "an integer from 0 to 1000000", "Requests a minute of each key; 0 is unlimited."

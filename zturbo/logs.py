@@ -122,5 +122,9 @@ def _for_people() -> logging.Formatter:
             structlog.processors.TimeStamper("iso", utc=True),
             _printable,
         ],
-        processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, structlog.dev.ConsoleRenderer()],
+        processors=[
+            structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+            # Without the values of variables, which hold keys and prompts.
+            structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback),
+        ],
     )

@@ -44,6 +44,8 @@ MAX_FILE_BYTES = 64 * 2**20
 MAX_SEGMENT_BYTES = 65_000
 """Of EXIF and of XMP: a segment of a JPEG holds 65,533 bytes, headings included. A prompt of 4000 characters fits; an
 expanded prompt far beyond that does not, and then the segment goes without the settings."""
+GLIMPSE = 512
+"""Pixels of a preview's longer side, at most."""
 MAX_SLUG = 48
 """Characters of the prompt in a file name."""
 
@@ -128,6 +130,18 @@ class Withheld:
 
 Written = Settings | Withheld | None
 """What is written into a file beside the mark that a machine drew it."""
+
+
+def glimpse(pixels: "Pixels") -> "Pixels":
+    """A preview of a picture: half as large, or as its longer side needs to have at most `GLIMPSE` pixels.
+
+    It goes out before the picture is paid for, and must not take its place.
+    """
+    import numpy as np
+    from PIL import Image
+
+    factor = max(2, -(-max(pixels.shape[:2]) // GLIMPSE))
+    return np.asarray(Image.fromarray(pixels, "RGB").reduce(factor))
 
 
 def encode(pixels: "Pixels", output_format: str, settings: Written) -> bytes:

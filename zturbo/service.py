@@ -152,6 +152,7 @@ class Service:
         self.worker, self.files, self.records = worker, storage.files, storage.records
         self.write_prompts, self.timeout_s = write_prompts, timeout_s
         self.metrics, self.signer, self.endpoint = metrics or Metrics(), signer, endpoint
+        self._asking = 0  # requests that wait for a guard or an expansion endpoint
         self._unsettled: dict[str, Ending] = {}
         self._unreleased: set[tuple[str, str]] = set()
         self._chores: set[asyncio.Task[None]] = set()
@@ -183,9 +184,13 @@ class Service:
             await self._refuse_if_full(order, work)
             await self._hold(order, work)
             async with events.in_time():
-                guarded = await self._allow(order)
-                asking = time.perf_counter()
-                work.expansion = await self._asked(order.params)
+                self._asking += 1
+                try:
+                    guarded = await self._allow(order)
+                    asking = time.perf_counter()
+                    work.expansion = await self._asked(order.params)
+                finally:
+                    self._asking -= 1
             asked = time.perf_counter() - asking
             drawn = work.expansion.applied_to(order.params) if work.expansion else order.params
             work.ticket = self.worker.queue.admit(drawn, events.publish, order.previews, order.request.key or "")
@@ -227,7 +232,7 @@ class Service:
     async def _refuse_if_full(self, order: Order, work: _Work) -> None:
         """Refuse what could not be admitted before anybody is asked and its price set aside, which others may need."""
         try:
-            self.worker.queue.check()
+            self.worker.queue.check(order.request.key or "", self._asking)
         except Busy as busy:
             work.ended = True
             await self.reject(order.request, busy)

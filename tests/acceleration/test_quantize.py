@@ -30,10 +30,12 @@ def filled(scheme: Scheme, weight: torch.Tensor) -> QuantizedLinear:
 
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_rows_keep_their_own_scale(scheme: Scheme) -> None:
+    torch.manual_seed(0)
     rows = torch.randn(6, 64) * torch.tensor([1e-4, 1e-2, 1, 1e2, 1e4, 0])[:, None]
     quantized, scale = quantize_rows(rows, scheme)
     step = 1 / 127 if scheme == "int8" else 1 / 16  # of the largest value; of each value
-    assert torch.allclose(quantized.float() * scale, rows, rtol=step, atol=0) or scheme == "int8"
+    if scheme == "fp8":  # whose smallest steps are 2^-9
+        assert ((quantized.float() * scale - rows).abs() <= step * rows.abs() + scale * 2**-10).all()
     error = (quantized.float() * scale - rows).abs().amax(dim=1)
     assert (error <= rows.abs().amax(dim=1) * step).all()
     assert quantized.float().abs().amax(dim=1)[:5].allclose(torch.tensor(LIMITS[scheme]))

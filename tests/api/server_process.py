@@ -172,8 +172,10 @@ def serving(
         settings: as in `Config`.
     """
     port, log = free_port(), folder / "server.log"
-    given = {"host": "127.0.0.1", "port": port, "data_dir": folder / "data", "api_key": KEY, "log_format": "json",
-             "safety_checker": "none"}  # fmt: skip
+    none = folder / "config.toml"  # not the user's own
+    none.touch()
+    given = {"config": none, "host": "127.0.0.1", "port": port, "data_dir": folder / "data", "api_key": KEY,
+             "log_format": "json", "safety_checker": "none"}  # fmt: skip
     environment = {f"ZTURBO_{name.upper()}": str(value) for name, value in (given | settings).items()}
     environment |= {"INSTANT_STEP": str(step_s), "INSTANT_SIDE": str(side)}
     if gate is not None:

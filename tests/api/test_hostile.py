@@ -308,3 +308,13 @@ def test_chunked_requests_are_answered_all_the_same(process: Serving) -> None:
     data = json.dumps(BODY).encode()
     pieces = [b"%x\r\n%b\r\n" % (len(part), part) for part in (data[:10], data[10:])]
     assert raw(process, head("transfer-encoding: chunked"), *pieces, b"0\r\n\r\n").startswith(b"HTTP/1.1 200")
+
+
+def test_no_record_and_no_log_holds_the_prompt_of_a_picture(process: Serving) -> None:
+    for more in ({}, {"stream": True}):
+        sent = json.dumps(BODY | more).encode()
+        assert process.ask("POST", GENERATIONS, sent, {"idempotency-key": f"of {len(more)}"}).status == 200
+    kept = [*process.data_dir.glob("records.sqlite*"), process.log]
+    assert len(kept) >= 2
+    for file in kept:
+        assert SECRET.encode() not in file.read_bytes(), file.name

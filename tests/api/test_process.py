@@ -214,6 +214,21 @@ def test_the_worker_is_started_again(tmp_path: Path) -> None:
         judge(server, [])
 
 
+def test_what_a_worker_that_dies_was_drawing_is_free(tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+    gate.touch()
+    with serving(tmp_path, gate=gate) as server:
+        gate.unlink()
+        with send(server):
+            until(lambda: statuses(server) == ["running"], "a drawing")
+            first = server.worker()
+            os.kill(first, signal.SIGKILL)
+            gate.touch()
+            until(lambda: not Path(f"/proc/{first}").exists() and server.answers("/readyz") == 200, "another worker")
+        assert rows(server, "SELECT status, credits, held FROM generations") == [("failed", 0, 0)]
+        judge(server, [])
+
+
 @linux
 def test_no_worker_outlives_its_supervisor(tmp_path: Path) -> None:
     """It would keep the port and the data folder."""

@@ -1,5 +1,6 @@
 """The documents say what the code does: reference pages are the code's, and marked blocks run."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -99,14 +100,18 @@ def test_every_error_has_its_heading() -> None:
 
 
 def test_every_parameter_has_its_heading() -> None:
-    assert headings("parameters.md", "##") == [*(f"`{member.name}`" for member in MEMBERS), "Sizes"]
+    assert headings("parameters.md", "##") == [*(f"`{member.name}`" for member in MEMBERS), "HTTP only", "Sizes"]
     for name, (width, height) in SIZES.items():
         assert f"| `{name}` | {width} | {height} |" in sections("parameters.md")["Sizes"]
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=[path.name for path in DOCUMENTS])
 def test_marked_blocks_run(document: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("ZTURBO_DATA_DIR", str(tmp_path / "data"))  # not the reader's own
+    for name in [name for name in os.environ if name.startswith("ZTURBO_")]:  # the reader's own
+        monkeypatch.delenv(name)
+    (tmp_path / "config.toml").touch()
+    monkeypatch.setenv("ZTURBO_CONFIG", str(tmp_path / "config.toml"))
+    monkeypatch.setenv("ZTURBO_DATA_DIR", str(tmp_path / "data"))
     run_document(document.read_text(encoding="utf-8"), tmp_path)
 
 

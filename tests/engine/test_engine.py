@@ -140,10 +140,10 @@ def test_too_large_a_picture_for_the_plan_is_refused(engine: Engine) -> None:
         draw(small, size="1024x768")
 
 
-@pytest.mark.parametrize("name", ["nothing-here", "/nowhere/at/all", ""])
+@pytest.mark.parametrize("name", ["nothing-here", "/nowhere/at/all"])
 def test_an_unknown_model_is_refused_with_the_known_ones(name: str) -> None:
     with pytest.raises(WeightsNotFound) as caught:
-        Engine.load(name or "no-such-name")
+        Engine.load(name)
     assert "nano" in caught.value.hint
 
 
@@ -209,11 +209,6 @@ def test_sizes_that_the_models_tokens_do_not_divide_are_refused(tmp_path: Path) 
     large_tokens = Engine.load(str(reference.save(reference.pipeline(vae=vae), tmp_path)))
     with pytest.raises(InvalidInput, match="multiples of 64 pixels; got 544x544"):
         draw(large_tokens, size="544x544")
-
-
-def test_cancelled_while_the_prompt_is_encoded(engine: Engine) -> None:
-    with pytest.raises(Cancelled):
-        list(engine.draw(request(prompt="never seen before"), cancelled=lambda: True))
 
 
 @pytest.mark.parametrize(

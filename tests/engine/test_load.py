@@ -137,6 +137,7 @@ def test_nano_draws_the_same_in_company() -> None:
     engine = two_lanes("nano")
     sizes = ("512x512", "512x512", "544x512", "512x544")
     clients = [Client(request(size=size, seed=seed + 1)) for seed, size in enumerate(sizes)]
+    clients += [Client(request(seed=9, steps=8, acceleration=level)) for level in ("high", "none", "high")]
     worker = Opened(engine)
     for client in clients:
         admit(worker, client)

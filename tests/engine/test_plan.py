@@ -80,6 +80,21 @@ def test_the_documented_table_holds_the_plans_figures() -> None:
         assert host == (f"{plan.host_bytes / GIB:.1f} GiB" if plan.host_bytes else ""), name
 
 
+def test_the_documented_least_memory_is_what_it_takes() -> None:
+    guide = (Path(__file__).parents[2] / "docs" / "concepts" / "memory.md").read_text("utf-8")
+    for told, machine in (
+        ("12.7 GiB free, 14.4", processor(64)),
+        ("14.4 without bf16", processor(64, bf16=False)),
+        ("7.2 GiB free (7.5", card(64)),
+        ("7.5 without fp8", card(64, AMPERE)),
+    ):
+        assert told in guide
+        least = float(told.split(" ")[0])
+        choose_plan(replace(machine, device_free=int((least + 0.1) * GIB)), SIZE)
+        with pytest.raises(DoesNotFit):
+            choose_plan(replace(machine, device_free=int((least - 0.1) * GIB)), SIZE)
+
+
 @pytest.mark.parametrize(("machine", "width"), [(card(16), 2), (card(11, TURING), 4)], ids=["bf16", "fp32"])
 def test_streamed_layers_count_as_the_powers_of_two_that_pinned_memory_comes_in(machine: Machine, width: int) -> None:
     layers, power = 36, 2**27  # Qwen3-4B has 36 layers

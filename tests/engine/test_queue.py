@@ -48,6 +48,31 @@ def test_a_closed_queue_refuses_with_the_reason() -> None:
         admit(queue)
 
 
+def test_one_owner_leaves_places_for_the_others() -> None:
+    queue = opened(8)
+
+    def waiting(owner: str) -> int:
+        """How many of an owner's tickets are taken before one is refused."""
+        for count in range(9):
+            try:
+                queue.check(owner)
+                queue.admit(request(), lambda _event: None, owner=owner)
+            except Busy:
+                return count
+        raise AssertionError("nobody was refused")
+
+    assert [waiting(owner) for owner in ("greedy", "second", "third", "fourth")] == [6, 1, 1, 0]
+    with pytest.raises(Busy, match="8 requests are waiting"):
+        queue.check("fourth")
+
+
+def test_requests_that_wait_for_an_endpoint_count_as_waiting() -> None:
+    queue = opened(2)
+    queue.check(asking=1)
+    with pytest.raises(Busy, match="2 requests are waiting"):
+        queue.check(asking=2)
+
+
 def test_tickets_come_in_order_and_wait_within_the_limit() -> None:
     queue = opened(3)
     tickets = [admit(queue, seed=seed) for seed in (1, 2, 3)]
@@ -217,7 +242,7 @@ def test_who_has_rested_long_enough_goes_on_before_the_next_short_one() -> None:
     while served < 10 and (resting is None or resting.is_alive()):
         small = admit(queue, steps=4)
         lane, taken = in_the_background(queue.take)
-        lane.join(0.5)
+        lane.join(10 if resting is None else 0.5)  # at first nobody rests for whom it would
         if lane.is_alive():  # it rests for the large one
             break
         assert taken.get_nowait() is small

@@ -316,8 +316,3 @@ def test_the_engine_expands_only_where_it_is_wanted(nano: Engine) -> None:
     assert next(iter(quiet.draw(request()))).stage == "encode"
     assert next(iter(nano.draw(request(prompt_expansion=False)))).stage == "encode"
     assert Engine.load("nano", LoadOptions(expansion=False)).writer is None
-
-
-def test_cancelled_while_the_prompt_is_expanded(nano: Engine) -> None:
-    with pytest.raises(Cancelled):
-        list(nano.draw(request(prompt="never seen before"), cancelled=lambda: True))

@@ -31,7 +31,7 @@ from nano import (
     vae,
 )
 from nano.adopt import adopt, adopt_run
-from nano.captions import EXPAND_INSTRUCTION, STAGES, expanded_caption
+from nano.captions import EXPAND_INSTRUCTION, STAGES, continued, short_caption
 from nano.config import CPU, GPU, PROFILES, TINY, Distillation, Finish, Folders, Profile
 from nano.drawing import Crops, stream
 from nano.evaluate import paraphrases, plain_prompt, unseen, variety
@@ -562,8 +562,10 @@ def test_goes_on_from_another_run_as_it_was_before_its_distillation(run: Folders
 def test_expanded_captions_keep_the_caption_and_add_the_scene() -> None:
     rng = np.random.default_rng(0)
     for _, scene in unseen(TINY, 40, plain_prompt):
-        text = expanded_caption(scene, rng)
-        assert STAGES[scene.setting] in text or "The scene is" not in text
+        said = short_caption(scene, rng)
+        text = continued(said, scene, rng)
+        assert text.startswith(f"{said[0].upper()}{said[1:]}. ")
+        assert f" The scene is {STAGES[scene.setting]}" in text
         assert text.endswith(".")
 
 

@@ -160,12 +160,15 @@ def test_a_model_is_downloaded_checked_and_found_again(server: Hub, tmp_path: Pa
 
 
 @pytest.mark.parametrize("revision", ["", "@a/branch"])
-def test_a_model_is_found_by_the_name_it_was_pulled_by(server: Hub, tmp_path: Path, revision: str) -> None:
+def test_a_model_is_found_by_the_name_it_was_pulled_by(
+    server: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, revision: str
+) -> None:
     name = f"some/model{revision}"
     older = tmp_path / "models--some--model" / "refs" / (revision.removeprefix("@") or "main")
     older.parent.mkdir(parents=True)
     older.write_text("0" * 40)  # what another program brought earlier
     folder = hub.pull(name, cache=tmp_path, endpoint=server.endpoint)
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", server.endpoint)  # where `find` would ask if it did
     server.asked.clear()
     assert hub.find(name, cache=tmp_path) == folder
     assert server.asked == []

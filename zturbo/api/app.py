@@ -30,6 +30,8 @@ from zturbo.storage.records import DAY_MS
 PARTS = (images, keys, models, monitoring, openapi, pictures, usage, web)
 SETTLE_EVERY_S = 5.0
 SWEEP_EVERY_S = 3600.0
+REPLAYS = 4
+"""Answers to repetitions that are put together at a time: each holds its pictures, and nothing else bounds them."""
 
 log = logging.getLogger("zturbo")
 
@@ -74,6 +76,7 @@ def create_app(
     app.router.redirect_slashes = False
     app.state.config = config
     app.state.models = model_names(config.model_aliases)
+    app.state.replays = asyncio.Semaphore(REPLAYS)
     app.state.managing = asyncio.Lock()  # changes of keys take turns
     app.state.rates = KeyRates(config.rate_limit, config.concurrency_limit)
     # Behind a proxy anybody is local.

@@ -9,7 +9,7 @@ from contextlib import AsyncExitStack, aclosing
 from dataclasses import replace
 from functools import partial
 from types import MappingProxyType
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response, StreamingResponse
@@ -26,12 +26,15 @@ from zturbo.config import Config
 from zturbo.errors import Cancelled, InvalidInput, Problem, TooLarge, WrongMediaType, ZTurboError
 from zturbo.keys import allows
 from zturbo.params import shown
-from zturbo.pictures import encode
+from zturbo.pictures import encode, glimpse
 from zturbo.pricing import credits_of
 from zturbo.service import Delivered, Order, Service
 from zturbo.storage import records
 from zturbo.storage.embedded import now_ms
 from zturbo.storage.records import Key
+
+if TYPE_CHECKING:
+    from zturbo.pictures import Pixels
 
 BODY_TIMEOUT_S = 10
 SILENCE_S = 15
@@ -248,16 +251,22 @@ async def _unless_left(request: Request, work: Awaitable[Result]) -> Result | No
 async def _replayed(request: Request, wanted: ImageRequest, first: bytes) -> Response:
     """The first answer once more."""
     service: Service = request.app.state.service
-    answer = await Answer.restored(first, wanted, service.files, request.app.state.config.public_url)
-    if wanted.stream:
-        return EventStream(answer.events(request), AsyncExitStack(), answer.headers() | REPLAYED)
-    return await _told(request, answer, answer.headers() | REPLAYED)
+    async with request.app.state.replays:  # each has its pictures in memory
+        answer = await Answer.restored(first, wanted, service.files, request.app.state.config.public_url)
+        if wanted.stream:
+            events = await asyncio.to_thread(answer.events, request)
+            return EventStream(events, AsyncExitStack(), answer.headers() | REPLAYED)
+        return await _told(request, answer, answer.headers() | REPLAYED)
 
 
 async def _left(request: Request) -> None:
     """Return when the client has gone away."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
+
+
+def _preview(pixels: "Pixels", output_format: str) -> bytes:
+    return encode(glimpse(pixels), output_format, None)
 
 
 async def _draw(job: Job) -> Delivered:
@@ -285,7 +294,7 @@ async def _events(job: Job) -> AsyncGenerator[bytes, None]:
                 begun = True
                 yield progress_event(item)
                 if item.preview is not None:
-                    data = await asyncio.to_thread(encode, item.preview, job.wanted.params.output_format, None)
+                    data = await asyncio.to_thread(_preview, item.preview, job.wanted.params.output_format)
                     yield preview_event(job.wanted, data, item.image, previews[item.image])
                     previews[item.image] += 1
         except Exception as error:

@@ -95,6 +95,10 @@ class Ticket:
         return self._cancelled
 
 
+SHARED = 8  # places from which on a queue keeps some for owners who have none yet
+OWN_SHARE = 0.75  # of the places that others leave may be one owner's
+
+
 class AdmissionQueue:
     """Turns in fair order (`FairOrder`), and never more than `limit` tickets without one.
 
@@ -145,14 +149,16 @@ class AdmissionQueue:
         """Why nothing is admitted, or None."""
         return self._refusal
 
-    def check(self) -> None:
+    def check(self, owner: str = "", asking: int = 0) -> None:
         """See whether a request would be taken now.
+
+        asking: requests that were let in before and are not admitted yet.
 
         Raises:
             Busy: as `admit`.
         """
         with self._changed:
-            self._check()
+            self._check(owner, asking)
 
     def check_ready(self) -> None:
         """See whether requests are taken at all, however many wait.
@@ -163,11 +169,15 @@ class AdmissionQueue:
         if self._refusal is not None:
             raise Busy(f"no request is taken: {self._refusal}", None if self._broken else UNKNOWN_WAIT_S)
 
-    def _check(self) -> None:
+    def _check(self, owner: str, asking: int = 0) -> None:
         self.check_ready()
         self._forget_cancelled()
-        if len(self._waiting) >= self.limit:
-            raise Busy(f"the queue is full: {len(self._waiting)} requests are waiting", self._wait_s())
+        waiting = len(self._waiting) + asking
+        if waiting >= self.limit:
+            raise Busy(f"the queue is full: {waiting} requests are waiting", self._wait_s())
+        own = sum(ticket.owner == owner for ticket in self._waiting)
+        if self.limit >= SHARED and own and own + 1 > (self.limit - (len(self._waiting) - own)) * OWN_SHARE:
+            raise Busy(f"{own} requests of this key are waiting; the other places are for other keys", self._wait_s())
 
     def admit(
         self, params: GenerationParams, publish: Callable[[Any], None], previews: int = 0, owner: str = ""
@@ -175,10 +185,11 @@ class AdmissionQueue:
         """Take a request in; `publish` is told its position whenever that changes, until it begins.
 
         Raises:
-            Busy: nothing is admitted now, or `limit` tickets wait already; it says when to come back.
+            Busy: nothing is admitted now, `limit` tickets wait already, or too many of them are this owner's; it says
+                when to come back.
         """
         with self._changed:
-            self._check()
+            self._check(owner)
             ticket = Ticket(params, publish, previews, owner, next(self._numbers), self._decoding)
             self._fair.join(ticket, owner, ticket.cost)
             self._waiting.append(ticket)

@@ -83,6 +83,7 @@ class GuardEndpoint:
                 follow_redirects=False, headers={"accept-encoding": "identity"}, event_hooks={"response": [bounded]}
             ),
         )
+        self._client.organization = self._client.project = None  # the shell's, for OpenAI alone
 
     async def allow(self, prompt: str) -> None:
         """As `PromptGuard.allow`."""

@@ -42,6 +42,9 @@ class _Reserved:
     expires_ms: int
     answer: bytes | None = None
 
+    def is_over(self, now_ms: int) -> bool:
+        return self.expires_ms <= now_ms and self.answer is not None
+
 
 @dataclass(slots=True)
 class _State:
@@ -249,7 +252,7 @@ class MemoryIdempotency:
 
     async def reserve(self, owner: str, key: str, digest: bytes, now_ms: int, expires_ms: int) -> Reservation:
         reserved = self._state.reserved.get((owner, key))
-        if reserved is None or reserved.expires_ms <= now_ms:
+        if reserved is None or reserved.is_over(now_ms):
             self._state.reserved[owner, key] = _Reserved(digest, expires_ms)
             return Reservation("new")
         if reserved.digest != digest:
@@ -265,7 +268,7 @@ class MemoryIdempotency:
             del self._state.reserved[owner, key]
 
     async def expire(self, now_ms: int) -> int:
-        expired = [key for key, reserved in self._state.reserved.items() if reserved.expires_ms <= now_ms]
+        expired = [key for key, reserved in self._state.reserved.items() if reserved.is_over(now_ms)]
         for key in expired:
             del self._state.reserved[key]
         return len(expired)

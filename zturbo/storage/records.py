@@ -299,7 +299,7 @@ class History(Protocol):
 
 
 class Idempotency(Protocol):
-    """One answer per owner and key, until it expires."""
+    """One answer per owner and key, until it expires. A reservation without one does not: clocks may jump."""
 
     async def reserve(self, owner: str, key: str, digest: bytes, now_ms: int, expires_ms: int) -> Reservation:
         """Take a key for a body's digest, or say what it stands for already. One of many at once gets `new`."""

@@ -141,7 +141,7 @@ class SqliteKeys:
 
     async def list(self) -> tuple[Key, ...]:
         query = f"{_SELECT_KEYS} ORDER BY created_ms, prefix"
-        return await self._database.scan(lambda connection: tuple(map(_key, connection.execute(query))))
+        return await self._database.read(lambda connection: tuple(map(_key, connection.execute(query))))
 
     async def update(self, prefix: str, change: Callable[[Key], Key]) -> Key | None:
         def job(connection: sqlite3.Connection) -> Key | None:
@@ -272,7 +272,8 @@ class SqliteIdempotency:
     async def reserve(self, owner: str, key: str, digest: bytes, now_ms: int, expires_ms: int) -> Reservation:
         def job(connection: sqlite3.Connection) -> Reservation:
             where = "WHERE owner = ? AND key = ?"
-            connection.execute(f"DELETE FROM idempotency {where} AND expires_ms <= ?", (owner, key, now_ms))
+            old = f"DELETE FROM idempotency {where} AND expires_ms <= ? AND answer IS NOT NULL"
+            connection.execute(old, (owner, key, now_ms))
             row = connection.execute(f"SELECT digest, answer FROM idempotency {where}", (owner, key)).fetchone()
             if row is None:
                 columns = ("owner", "key", "digest", "expires_ms")
@@ -292,7 +293,7 @@ class SqliteIdempotency:
         await self._database.write(lambda connection: connection.execute(query, (owner, key)))
 
     async def expire(self, now_ms: int) -> int:
-        query = "DELETE FROM idempotency WHERE expires_ms <= ?"
+        query = "DELETE FROM idempotency WHERE expires_ms <= ? AND answer IS NOT NULL"
         return await self._database.write(lambda connection: connection.execute(query, (now_ms,)).rowcount)
 
 
