@@ -20,6 +20,7 @@ ZTurboError                       500 internal_error
 │   └── WeightsNotFound           404 model_not_found          no such model, folder or file
 ├── DeviceError                   500 device_unavailable       the device asked for is not there
 │   └── DoesNotFit                500 out_of_memory            the model does not fit the device by any plan
+├── DeviceLost                    503 device_lost              the device failed; a new worker takes over
 ├── SafetyError                   500 safety_checker_failed    the safety checker, named, cannot be loaded or failed
 ├── StorageError                  503 storage_unavailable      records or picture files cannot be read or written now
 ├── NoSuchFile                    404 file_not_found           there never was a picture file of that name
@@ -245,6 +246,14 @@ class DoesNotFit(DeviceError):
     """No plan places the model in the memory at hand."""
 
     code = "out_of_memory"
+
+
+class DeviceLost(ZTurboError):
+    """The device failed and answers nothing more in this process: a server starts another one."""
+
+    status = 503
+    code = "device_lost"
+    retry_after_s = 30
 
 
 class SafetyError(ZTurboError):

@@ -15,7 +15,7 @@ from tests import reference
 from zturbo.engine.engine import Engine, LoadOptions
 from zturbo.engine.offload import stream_layers
 from zturbo.engine.progress import Picture, Progress, preview_steps
-from zturbo.errors import Cancelled, DoesNotFit, InvalidInput, WeightsError, WeightsNotFound, ZTurboError
+from zturbo.errors import Cancelled, DeviceLost, DoesNotFit, InvalidInput, WeightsError, WeightsNotFound, ZTurboError
 from zturbo.params import GenerationParams
 
 
@@ -131,6 +131,15 @@ def test_the_version_is_bound_to_the_content(engine: Engine, tiny_folder: Path, 
         (copy / part).write_bytes(data[:-1] + (b" }" if part.endswith("json") else bytes([data[-1] ^ 1])))
         assert Engine.load(str(copy), LoadOptions(device="cpu")).model.version != engine.model.version, part
         (copy / part).write_bytes(data)
+
+
+def test_a_device_that_failed_for_good_is_told_apart(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered\nmore of it")
+
+    monkeypatch.setattr(type(engine.pipeline), "decode", fail)
+    with pytest.raises(DeviceLost, match="the device failed: CUDA error: an illegal memory access was encountered\n"):
+        draw(engine)
 
 
 def test_too_large_a_picture_for_the_plan_is_refused(engine: Engine) -> None:

@@ -18,7 +18,7 @@ from zturbo.engine.breath import breathe
 from zturbo.engine.progress import Picture, Progress
 from zturbo.engine.queue import ENDED, AdmissionQueue, Ticket
 from zturbo.engine.worker import Worker
-from zturbo.errors import Busy, Cancelled
+from zturbo.errors import Busy, Cancelled, DeviceLost
 from zturbo.params import GenerationParams
 
 
@@ -390,6 +390,28 @@ class Filling:
             self.held.append(weakref.ref(activations))
             raise MemoryError(f"no room beside {activations}")
         yield Progress("done", 0, 1, params.steps, params.steps)
+
+
+def test_a_lost_device_ends_the_process_and_all_that_wait_are_told() -> None:
+    class Lost:
+        lanes = abreast = 1
+
+        def draw(self, params: GenerationParams, cancelled: Any = lambda: False, previews: int = 0) -> Any:
+            yield Progress("encode", 0, 1, 0, params.steps)
+            raise DeviceLost("the device failed: an illegal memory access was encountered")
+
+    ended, first, second = list[bool](), list[Any](), list[Any]()
+    worker = Worker(AdmissionQueue(8), Lost, end_process=lambda: ended.append(True))
+    worker.engine = Lost()
+    worker.queue.open()
+    worker.queue.admit(request(), first.append)
+    worker.queue.admit(request(), second.append)
+    worker._lane()
+    assert ended == [True]
+    assert {type(events[-1]) for events in (first, second)} <= {DeviceLost, Busy}
+    assert any(isinstance(events[-1], DeviceLost) for events in (first, second))
+    with pytest.raises(Busy, match="the device was lost"):
+        worker.queue.check()
 
 
 def test_what_a_failed_request_held_is_free_before_the_next() -> None:

@@ -29,6 +29,8 @@ from zturbo.provenance import open_signer
 from zturbo.storage.embedded import open_storage, try_storage
 
 ORPHAN_POLL_S = 0.5
+DYING_S = 1.0
+"""For the answers of requests that a lost device ended."""
 KILL_AFTER_S = 5
 """Seconds after the grace."""
 
@@ -57,10 +59,19 @@ def make_app_of(load: Callable[[Config], Draws]) -> Starlette:
         target=_end_with, args=(os.getppid(), config.shutdown_grace_s), name="orphan", daemon=True
     )
     orphan.start()
-    worker = Worker(AdmissionQueue(config.queue_limit), lambda: load(config), lambda: _load_safety(config))
+    queue = AdmissionQueue(config.queue_limit)
+    worker = Worker(queue, lambda: load(config), lambda: _load_safety(config), _die)
     if STOPPING is not None:
         signal.signal(STOPPING, lambda *_: _stop(worker.queue, config.shutdown_grace_s))
     return create_app(worker, lambda: open_storage(config), config, _show_key)
+
+
+def _die() -> None:
+    """End this worker, once its answers are on their way; its supervisor starts another."""
+    logs.finish()
+    ending = threading.Timer(DYING_S, os.kill, (os.getpid(), signal.SIGKILL))
+    ending.daemon = True
+    ending.start()
 
 
 def _stop(queue: AdmissionQueue, grace_s: float) -> None:

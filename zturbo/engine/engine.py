@@ -36,7 +36,16 @@ from zturbo.engine.progress import Picture, Progress, preview_steps
 from zturbo.engine.tokenizer import PromptTokenizer
 from zturbo.engine.warming import keep_compiled, warm_up, warm_writer
 from zturbo.engine.writing import Writer, open_writer
-from zturbo.errors import Cancelled, DoesNotFit, InvalidInput, Problem, WeightsError, WeightsNotFound, ZTurboError
+from zturbo.errors import (
+    Cancelled,
+    DeviceLost,
+    DoesNotFit,
+    InvalidInput,
+    Problem,
+    WeightsError,
+    WeightsNotFound,
+    ZTurboError,
+)
 from zturbo.expansion.expansion import Expansion
 from zturbo.models.text_encoder import Qwen3
 from zturbo.models.transformer import ZImageTransformer
@@ -455,11 +464,15 @@ class _Work:
 
         Raises:
             Cancelled: the request was cancelled before it began.
+            DeviceLost: the device failed for good, such as by an illegal access to its memory.
         """
         if self._cancelled():
             raise Cancelled("the request was cancelled")
         start = time.perf_counter() - rested_s()
-        result = call(*arguments)
+        try:
+            result = call(*arguments)
+        except torch.AcceleratorError as error:  # all later calls fail as well; out of memory is another error
+            raise DeviceLost(f"the device failed: {str(error).splitlines()[0]}", "start the process anew") from error
         self._seconds[stage] = self._seconds.get(stage, 0.0) + time.perf_counter() - rested_s() - start
         return result
 

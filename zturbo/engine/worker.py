@@ -14,7 +14,7 @@ from typing import Any, Literal, Protocol
 from zturbo.engine.breath import may_rest, rested_s
 from zturbo.engine.progress import Progress
 from zturbo.engine.queue import AdmissionQueue, Ticket
-from zturbo.errors import Cancelled, ZTurboError
+from zturbo.errors import Cancelled, DeviceLost, ZTurboError
 from zturbo.params import GenerationParams
 from zturbo.safety.checker import Safety
 
@@ -47,16 +47,21 @@ class Worker:
         queue: where tickets come from; it is opened after a warm-up picture.
         load: makes the engine, on the worker's thread.
         load_safety: makes what judges pictures, on the same thread and before: without it nothing is drawn.
+        end_process: called where the device is lost, which only another process can use again.
     """
 
     def __init__(
-        self, queue: AdmissionQueue, load: Callable[[], Draws], load_safety: Callable[[], Safety] = Safety
+        self,
+        queue: AdmissionQueue,
+        load: Callable[[], Draws],
+        load_safety: Callable[[], Safety] = Safety,
+        end_process: Callable[[], None] = lambda: None,
     ) -> None:
         self.queue = queue
         self.engine: Any = None
         self.safety = Safety()
         self.failure: BaseException | None = None
-        self._load, self._load_safety = load, load_safety
+        self._load, self._load_safety, self._end_process = load, load_safety, end_process
         self._drawings: dict[Ticket, _Drawing] = {}
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
@@ -109,6 +114,8 @@ class Worker:
             self._end(ticket, "failed")
             traceback.clear_frames(error.__traceback__)  # they hold activations, and the next request needs the memory
             ticket.publish(error)
+            if isinstance(error, DeviceLost):
+                self._abandon(error)
         else:
             if progress.stage != "done":
                 ticket.publish(progress)
@@ -116,6 +123,13 @@ class Worker:
             self._end(ticket, "done")
             ticket.publish(progress)
         return None
+
+    def _abandon(self, error: DeviceLost) -> None:
+        """Nothing can be drawn here any more: tell whoever waits, and let the process end."""
+        log.critical("%s; this process ends", error)
+        self.queue.drain("the device was lost")
+        self.queue.give_up("the device was lost")
+        self._end_process()
 
     def _end(self, ticket: Ticket, state: Literal["done", "failed", "cancelled"]) -> None:
         drawing = self._drawings.pop(ticket)
