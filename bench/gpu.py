@@ -503,6 +503,13 @@ ROWS: dict[str, Callable[[Bench], Iterator[Row]]] = {
     "http": http_rows,
     "diffusers": diffusers_rows,
 }
+CONDITIONS = {
+    "expansion": "tokens of the language model",
+    "products": "single products",
+    "companions": "text encoder and VAE alone",
+    "http": "requests of four clients",
+}
+"""What a part measures, where that is not the drawing of single pictures."""
 NEEDS: dict[str, tuple[str, ...]] = {"http": NEEDED_BY_SERVER, "diffusers": ("diffusers",)}
 
 
@@ -511,12 +518,10 @@ def run(part: str, bench: Bench) -> bool:
     bench.forget()
     if missing := [name for name in NEEDS.get(part, ()) if importlib.util.find_spec(name) is None]:
         print(f"{part}: not run, {', '.join(missing)} not installed (put the wheels on PYTHONPATH)", flush=True)
-        return True
+        return False
     name = f"gpu-{part}{'-small' if bench.small else ''}"
-    note = (
-        f"{part}: {bench.shapes.steps} forwards, one picture at a time, random bf16 weights; "
-        f"matrix rate {bench.rate / 1e12:.1f} TFLOP/s"
-    )
+    what = CONDITIONS.get(part, f"{bench.shapes.steps} forwards, one picture at a time")
+    note = f"{part}: {what}, random bf16 weights; matrix rate {bench.rate / 1e12:.1f} TFLOP/s"
     rows: list[Row] = []
     failure = ""
     try:

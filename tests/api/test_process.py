@@ -30,6 +30,8 @@ from PIL import Image
 
 from tests.api.server_process import GENERATIONS, KEY, Reply, Serving, free_port, serving
 
+MOMENTS = int(os.environ.get("KILL_MOMENTS", random.randrange(2**32)))
+"""Seed of the moments of the kills; a failure shows it, and the environment may give it again."""
 KILLS = 20
 """While it serves; every fifth restart is killed too, while it starts."""
 CLIENTS = 6
@@ -157,7 +159,8 @@ def whole(server: Serving, path: str) -> None:
 
 
 def test_killed_under_load_and_nothing_is_lost(tmp_path: Path) -> None:
-    clients, moments = [Client(f"client-{number}") for number in range(CLIENTS)], random.Random()
+    clients, moments = [Client(f"client-{number}") for number in range(CLIENTS)], random.Random(MOMENTS)
+    print(f"KILL_MOMENTS={MOMENTS}")
     known: frozenset[str] = frozenset()
     for run in range(KILLS):
         with serving(tmp_path, side=256) as server:

@@ -181,7 +181,8 @@ def test_a_part_without_its_packages_says_so(
 ) -> None:
     monkeypatch.setitem(gpu.NEEDS, "http", ("no_such_library",))
     monkeypatch.setattr(sys, "argv", ["bench.gpu", "--device", "cpu", "--small", "--part", "http"])
-    gpu.main()
+    with pytest.raises(SystemExit, match="1"):
+        gpu.main()
     assert "http: not run, no_such_library not installed" in capsys.readouterr().out
 
 

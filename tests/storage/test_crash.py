@@ -7,6 +7,7 @@ on fsync and on synchronous=FULL.
 import asyncio
 import hashlib
 import json
+import os
 import random
 import sqlite3
 import subprocess
@@ -23,6 +24,8 @@ from zturbo.storage.files import remove_unknown
 from zturbo.storage.local import LocalFiles
 from zturbo.storage.sqlite import open_sqlite
 
+MOMENTS = int(os.environ.get("KILL_MOMENTS", random.randrange(2**32)))
+"""Seed of the moments of the kills; a failure shows it, and the environment may give it again."""
 KILLS = 20
 """While it serves."""
 EARLY_KILLS = 4
@@ -105,7 +108,8 @@ def test_killed_twenty_times_and_nothing_is_lost(tmp_path: Path) -> None:
         await records.close()
 
     asyncio.run(prepare())
-    told, moments = Acknowledged(), random.Random()
+    print(f"KILL_MOMENTS={MOMENTS}")
+    told, moments = Acknowledged(), random.Random(MOMENTS)
     for run in range(KILLS):
         seen = len(told.status)
         kill_one(tmp_path, run, told, moments.uniform(0, 0.08))
