@@ -1,5 +1,7 @@
 """Balance, usage and log over HTTP: what they say, whose they are, and what is refused."""
 
+import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -359,3 +361,30 @@ def check(schema: dict[str, Any], value: Any, where: str) -> None:
         assert set(schema.get("required", ())) <= value.keys() <= schema["properties"].keys(), where
         for name, member in value.items():
             check(schema["properties"][name], member, f"{where}.{name}")
+
+
+@pytest.mark.parametrize("path", REPORTS)
+async def test_one_key_looks_through_the_records_once_at_a_time(
+    server: Server, path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that a thousand of its questions keep no other key waiting."""
+    other, looking, most = (await make(server, name="other"))["key"], Counter[str](), Counter[str]()
+
+    def slow(whole: Any) -> Any:
+        async def look(*given: Any, **named: Any) -> Any:
+            owner = next(one for one in given if one in (None, other[:8])) or "manager"
+            looking[owner] += 1
+            most[owner] = max(most[owner], looking[owner])
+            most["all"] = max(most["all"], looking.total())
+            await asyncio.sleep(0.01)
+            looking[owner] -= 1
+            return await whole(*given, **named)
+
+        return look
+
+    history = server.service.records.history
+    for name in ("logs", "usage"):
+        monkeypatch.setattr(history, name, slow(getattr(history, name)))
+    answers = await asyncio.gather(*(get(server, path, by) for by in (KEY, other) * 3))
+    assert {answer.status_code for answer in answers} == {200}
+    assert (most["manager"], most[other[:8]], most["all"]) == (1, 1, 2)

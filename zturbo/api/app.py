@@ -3,8 +3,10 @@
 import asyncio
 import contextlib
 import logging
+from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 
 from starlette.applications import Starlette
 from starlette.middleware.cors import CORSMiddleware
@@ -76,6 +78,7 @@ def create_app(
     app.router.redirect_slashes = False
     app.state.config = config
     app.state.models = model_names(config.model_aliases)
+    app.state.scans = defaultdict(partial(asyncio.Semaphore, 1))  # by key
     app.state.replays = asyncio.Semaphore(REPLAYS)
     app.state.managing = asyncio.Lock()  # changes of keys take turns
     app.state.rates = KeyRates(config.rate_limit, config.concurrency_limit)

@@ -3,7 +3,9 @@
 A key sees its own requests; one with the scope `management` sees every key's, and may narrow them by `key_prefix`.
 """
 
+import asyncio
 import re
+from collections import defaultdict
 from collections.abc import Collection, Mapping
 from types import MappingProxyType
 from typing import Any, cast, get_args
@@ -64,9 +66,9 @@ async def usage_detail(request: Request) -> JSONResponse:
 async def _usage(request: Request, by_model: bool) -> JSONResponse:
     key = await authenticate(request)
     query, found = read_parameters(request, key, _USAGE_READERS, DEFAULT_PERIOD)
-    return JSONResponse(
-        await usage_report(records_of(request), query, found.get("group_by"), by_model), headers=PRIVATE
-    )
+    async with _turn(request, key):
+        report = await usage_report(records_of(request), query, found.get("group_by"), by_model)
+    return JSONResponse(report, headers=PRIVATE)
 
 
 @router.route("/v2/logs", "GET")
@@ -75,11 +77,18 @@ async def logs(request: Request) -> JSONResponse:
     key = await authenticate(request)
     query, found = read_parameters(request, key, _LOG_READERS)
     limit = found.get("limit", DEFAULT_ROWS)
-    page = await records_of(request).history.logs(
-        limit, found.get("offset", 0), query.key, query.start_ms, query.end_ms,
-        model=_model(request, found.get("model")), statuses=found.get("status"),
-    )  # fmt: skip
+    async with _turn(request, key):
+        page = await records_of(request).history.logs(
+            limit, found.get("offset", 0), query.key, query.start_ms, query.end_ms,
+            model=_model(request, found.get("model")), statuses=found.get("status"),
+        )  # fmt: skip
     return JSONResponse(log_report(page, limit), headers=PRIVATE)
+
+
+def _turn(request: Request, key: Key) -> asyncio.Semaphore:
+    """One look through the records at a time for each key: many at once would keep others' waiting."""
+    turns: defaultdict[str, asyncio.Semaphore] = request.app.state.scans
+    return turns[key.prefix]
 
 
 def read_parameters(
