@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import save_file
@@ -363,14 +363,12 @@ def test_a_mistake_of_ours_is_one_line_without_traceback(
 
 
 @given(st.integers(-(10**30), 10**30))
-@settings(deadline=None)
 def test_numbers_are_read_as_spelled(number: int) -> None:
     assert cli._number(str(number)) == number
     assert cli._number(f"{number}.5") == float(f"{number}.5")
 
 
 @given(st.text(max_size=20))
-@settings(deadline=None)
 def test_other_texts_stay_texts(text: str) -> None:
     read = cli._number(text)
     assert read == text or text.lstrip("+-").replace(".", "", 1).isdigit()

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from zturbo import config
@@ -62,7 +62,6 @@ def written(tmp_path: Path, text: str) -> Path:
     st.text(st.characters(exclude_characters="\0\n,~", exclude_categories=["Cs"]), min_size=1, max_size=20),
     st.floats(-100, 100).map(lambda scale: round(scale, 3)),
 )
-@settings(deadline=None)
 def test_an_adapter_and_its_scale(name: str, scale: float) -> None:
     file = Path(f"a{name}b")
     assert adapters_of(f"{file}:{scale:.3f}") == ((file, scale),)
@@ -276,7 +275,6 @@ def test_a_home_that_may_not_be_entered_has_no_file(monkeypatch: pytest.MonkeyPa
     assert load_config(environment={}) == Config()
 
 
-@settings(deadline=None)
 @given(st.sampled_from(SETTINGS), st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=30))
 def test_any_text_is_taken_or_refused(setting: Setting, text: str) -> None:
     try:

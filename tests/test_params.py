@@ -5,7 +5,7 @@ from math import inf, nan
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from zturbo import params
@@ -50,7 +50,6 @@ def test_random_seeds_differ() -> None:
     assert len({GenerationParams.parse({"prompt": ""}).seed for _ in range(50)}) == 50
 
 
-@settings(deadline=None)
 @given(
     prompt=texts,
     width=st.sampled_from(SIDES),
@@ -72,7 +71,6 @@ def test_everything_allowed_is_taken_as_it_is(
     assert parse_size(f"{width}x{height}") == (width, height)
 
 
-@settings(deadline=None)
 @given(values=st.fixed_dictionaries({}, optional={member.name: loose for member in params.MEMBERS}))
 def test_whatever_comes_is_either_right_or_refused(values: dict[str, Any]) -> None:
     try:
@@ -180,7 +178,6 @@ def test_an_absent_side_takes_its_default() -> None:
     assert parse_size({}) == (1024, 768)
 
 
-@settings(deadline=None)
 @given(st.integers(), st.integers())
 def test_a_wrong_size_names_the_nearest_right_one(width: int, height: int) -> None:
     text = f"{width}x{height}"
@@ -214,13 +211,11 @@ def test_other_spellings_of_sizes_are_refused(text: str) -> None:
     assert problem_of(size=text).path == ("size",)
 
 
-@settings(deadline=None)
 @given(st.integers(-(10**30), 10**30))
 def test_the_nearest_side_is_allowed_and_none_is_nearer(side: int) -> None:
     assert abs(nearest_side(side) - side) == min(abs(allowed - side) for allowed in SIDES)
 
 
-@settings(deadline=None)
 @given(loose)
 def test_what_came_is_shown_short_and_printable(value: object) -> None:
     text = shown(value)

@@ -5,16 +5,15 @@ import io
 import json
 import os
 import re
-import resource
 import stat
 import struct
 import subprocess
 import sys
 import xml.etree.ElementTree
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import numpy as np
@@ -109,7 +108,7 @@ def test_settings_come_back(output_format: str, prompt: str) -> None:
     assert read["parameters"] == written.as_infotext()
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(prompts, prompts, st.integers(1, 2**80), st.sampled_from(OUTPUT_FORMATS))
 def test_every_prompt_and_seed_comes_back(prompt: str, drawn: str, seed: int, output_format: str) -> None:
     data = encode(smooth(), output_format, made(prompt, drawn_prompt=drawn, seed=seed))
@@ -244,7 +243,7 @@ def test_a_missing_file_is_refused(tmp_path: Path) -> None:
         read_metadata(tmp_path / "none.png")
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(st.data(), st.sampled_from(OUTPUT_FORMATS))
 def test_damaged_files_are_read_or_refused(data: st.DataObject, output_format: str) -> None:
     """Flipped bytes and cuts in headers and metadata: nothing but InvalidInput, no hang, no warning."""
@@ -297,7 +296,6 @@ def test_slugs(prompt: str, expected: str) -> None:
     assert slug(prompt) == expected
 
 
-@settings(deadline=None)
 @given(st.text(max_size=300))
 def test_a_slug_is_a_safe_short_file_name(prompt: str) -> None:
     name = slug(prompt)
@@ -340,18 +338,9 @@ def test_the_data_is_on_disk_before_the_name(tmp_path: Path, monkeypatch: pytest
     assert events == ["file", "rename", "folder"]
 
 
-@contextmanager
-def file_size_limit(limit_bytes: int) -> Iterator[None]:
-    """The system itself refuses larger files: a real error in the middle of a write."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (limit_bytes, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
-def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(
+    tmp_path: Path, file_size_limit: Callable[[int], AbstractContextManager[None]]
+) -> None:
     path = tmp_path / "a.png"
     write_atomic(path, b"old")
     with file_size_limit(1000), pytest.raises(ZTurboError, match=r"cannot write .*a\.png: File too large"):

@@ -141,11 +141,6 @@ def test_a_server_with_such_files_does_not_start(tmp_path: Path, capfd: pytest.C
     assert capfd.readouterr().err == ""
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
 @pytest.mark.anyio
 async def test_the_server_signs(tmp_path: Path) -> None:
     engine, config = Instant(), certificate(tmp_path)

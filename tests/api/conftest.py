@@ -70,8 +70,3 @@ async def serving(
 async def server(engine: Instant) -> AsyncIterator[Server]:
     async with serving(engine) as server:
         yield server
-
-
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"

@@ -23,11 +23,6 @@ def client(server: Serving) -> Iterator[openai.OpenAI]:
         yield one
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
 def test_a_picture_by_its_address(server: Serving, client: openai.OpenAI) -> None:
     answer = client.images.generate(model=MODEL, prompt="a cat", size="1024x1024", n=2)
     assert answer.data is not None

@@ -1,7 +1,6 @@
 """Every implementation of every seam, as a fixture: a suite that takes one runs on each."""
 
 import asyncio
-import inspect
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -14,16 +13,6 @@ from zturbo.storage.local import LocalFiles
 from zturbo.storage.memory import MemoryFiles, MemoryRecords
 from zturbo.storage.records import Records
 from zturbo.storage.sqlite import open_sqlite
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
-    """Run async tests, each on a loop of its own."""
-    if not inspect.iscoroutinefunction(pyfuncitem.obj):
-        return None
-    names = inspect.signature(pyfuncitem.obj).parameters
-    asyncio.run(pyfuncitem.obj(**{name: pyfuncitem.funcargs[name] for name in names}))
-    return True
 
 
 @pytest.fixture(params=["sqlite", "serving", "memory"])

@@ -32,11 +32,6 @@ KEY = "sk-very-secret"
 DETAILS = "Soft light falls on it from the left. The background is a grey wall in the shade."
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
 @pytest.fixture(autouse=True)
 def no_waiting_between_attempts() -> Iterator[None]:
     with stamina.set_testing(True, attempts=2):

@@ -27,11 +27,6 @@ DRAWN = f"a cat. {DETAILS}"
 
 
 @pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
-@pytest.fixture
 def engine() -> Instant:
     instant = Instant()
     instant.gate.set()

@@ -19,11 +19,6 @@ def engine() -> Instant:
     return instant
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
 def completion(text: object) -> bytes:
     """A chat completion with a text."""
     choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": text}}

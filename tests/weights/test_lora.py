@@ -328,7 +328,7 @@ def test_the_base_may_be_quantized(tmp_path: Path) -> None:
     rank=st.integers(1, 5),
     at_once=st.sampled_from([1, 7, 1024]),
 )
-@settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_rows_meet_however_base_and_adapter_are_cut(
     monkeypatch: pytest.MonkeyPatch, base_cut: int, lora_cut: int, rank: int, at_once: int
 ) -> None:

@@ -198,7 +198,7 @@ def test_a_text_encoder_makes_the_round_trip() -> None:
     channels=st.integers(1, 8),
     width=st.integers(1, 64),
 )
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 def test_any_transformer_of_the_family_is_tiled(
     heads: int, half: int, layers: int, refiners: int, patch: int, channels: int, width: int
 ) -> None:
