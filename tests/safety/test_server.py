@@ -128,9 +128,9 @@ async def test_previews_are_veiled_until_the_picture_is_judged(engine: Instant) 
         assert len(previews) == 3
         for event in previews:
             hidden = pixels(base64.b64decode(event["b64_json"]))
-            assert hidden.shape == (512, 512, 3)
+            assert hidden.shape == (256, 256, 3)
             steps = np.abs(np.diff(hidden[0, :, 0].astype(int)))
-            assert steps.max() < 16, "the gradient's edges from 255 to 0 are gone"
+            assert steps.max() < 32, "the gradient's edges from 255 to 0 are gone"
         (completed,) = [event for event in events if event["type"].endswith("completed")]
         assert completed["has_nsfw_concepts"] == [True]
         assert not pixels(base64.b64decode(completed["b64_json"])).any()
@@ -143,7 +143,7 @@ async def test_without_the_checker_previews_are_clear(engine: Instant) -> None:
         )
         (preview,) = [event for event in events_of(answer) if event["type"].endswith("partial_image")]
         clear = pixels(base64.b64decode(preview["b64_json"]))
-        assert np.abs(np.diff(clear[0, :, 0].astype(int))).max() == 255
+        assert np.abs(np.diff(clear[0, :, 0].astype(int))).max() > 120
 
 
 async def test_a_repetition_says_the_same(engine: Instant) -> None:
