@@ -3,9 +3,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+PLACE := $(if $(filter /%,$(VENV)),$(VENV),$(CURDIR)/$(VENV))
 
 # A checkout that was moved, or whose Python has gone, is set up anew.
-ifneq ($(shell $(BIN)/python -c "" 2>/dev/null && grep -qsF "$(CURDIR)/$(VENV)/" $(BIN)/pip && echo whole),whole)
+ifneq ($(shell $(BIN)/python -c "" 2>/dev/null && grep -qs "[^a-zA-Z0-9_./-]$(PLACE)/" $(BIN)/pip && echo whole),whole)
 $(shell rm -f $(READY))
 endif
 

@@ -187,7 +187,7 @@ def spread(pictures: Sequence[NDArray[np.uint8]]) -> float:
 def variety(profile: Profile, painter: Painter, prompts: int, size: int) -> float:
     """How much seeds of one prompt differ, in percent of what drawings of its scene differ; mush differs less."""
     drawn, painted = [], []
-    for prompt, scene in unseen(profile, prompts, plain_prompt):
+    for prompt, scene in unseen(profile, prompts, lambda scene: plain_prompt(replace(scene, weather="clear"))):
         scenes = [replace(scene, seed=seed, weather="clear") for seed in range(SEEDS)]
         drawn.append(spread([draw(one, size, size).image for one in scenes]))
         painted.append(spread([painter(prompt, size, size, seed) for seed in range(SEEDS)]))

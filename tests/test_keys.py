@@ -270,6 +270,11 @@ def test_a_given_key_that_is_given_no_more_still_works_and_that_is_said(caplog: 
     asyncio.run(keys.first_key(store, "0" * 32, NOW))
     assert asyncio.run(keys.first_key(store, "", NOW)) is None
     assert "gives no key any more; 00000000..., which it gave, still works" in caplog.text
+    create(store, scopes=keys.SCOPES)
+    change(store, "0" * 8, {"enabled": False})
+    caplog.clear()
+    asyncio.run(keys.first_key(store, "", NOW))
+    assert caplog.text == ""
 
 
 def test_a_key_given_before_ends_whatever_takes_its_place() -> None:

@@ -1,7 +1,9 @@
 """Nothing leaves this computer: drawing, expanding and screening open no connection and ask for no name."""
 
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 SCRIPT = """
 import sys
@@ -30,8 +32,11 @@ except OSError:
 """
 
 
-def test_nothing_leaves_this_computer() -> None:
-    ran = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, check=True)
+def test_nothing_leaves_this_computer(tmp_path: Path) -> None:
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("ZTURBO_")}
+    (tmp_path / "config.toml").touch()
+    clean["ZTURBO_CONFIG"] = str(tmp_path / "config.toml")
+    ran = subprocess.run([sys.executable, "-c", SCRIPT], env=clean, capture_output=True, text=True, check=True)
     told = ran.stdout.splitlines()
     assert told[0] == "(512, 512, 3) True", ran.stdout
     assert {line.split()[0] for line in told[1:]} == {"NETWORK"}, "the watch must see its own connection, the last"

@@ -64,6 +64,7 @@ def serving(folder: Path, settings: Mapping[str, str] = MappingProxyType({})) ->
     ours = {
         "ZTURBO_API_KEY": key, "ZTURBO_DATA_DIR": str(folder / "data"), "ZTURBO_HOST": "127.0.0.1",
         "ZTURBO_PUBLIC_URL": address, "ZTURBO_MODEL": "nano",
+        "ZTURBO_LORA": "", "ZTURBO_TEXT_ENCODER": "", "ZTURBO_VAE": "",
     }  # fmt: skip
     environment = os.environ | ours | settings
     command = [sys.executable, "-m", "zturbo", "serve", "--port", str(port)]

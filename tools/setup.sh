@@ -16,8 +16,12 @@ export PIP_USER=0
 }
 # An environment of another Python, of another place or half made is made anew.
 clear=
+case $folder in
+    /*) place=$folder ;;
+    *) place=$(pwd -P)/$folder ;;
+esac
 who='import sys; print(sys.version_info[:2])'
-if [ -d "$folder" ] && { ! grep -qsF "$(pwd)/$folder/" "$folder/bin/pip" ||
+if [ -d "$folder" ] && { ! grep -qs "[^a-zA-Z0-9_./-]$place/" "$folder/bin/pip" ||
     [ "$("$folder/bin/python" -c "$who")" != "$("$python" -c "$who")" ]; }; then
     clear=--clear
 fi
@@ -35,13 +39,13 @@ echo "installing PyTorch into $folder"
 awk '/^torch==/ { print; hashes = 1; next } /^[a-zA-Z]/ { hashes = 0 } hashes' requirements.lock > "$wheels/torch.lock"
 if ! "$folder/bin/python" -c 'import importlib.metadata as m, sys; sys.exit(m.version("torch").split("+")[0] != sys.argv[1])' \
     "$(sed -n 's/^torch==\([0-9.]*\).*/\1/p' "$wheels/torch.lock")" 2> /dev/null; then
-    from_wheels="install --no-index --find-links $wheels --require-hashes --no-deps -r $wheels/torch.lock"
+    from_wheels() { $pip install --no-index --find-links "$wheels" --require-hashes --no-deps -r "$wheels/torch.lock"; }
     $pip download --no-deps --dest "$wheels" "$(sed -n 's/^\(torch==[0-9.]*\).*/\1/p' "$wheels/torch.lock")"
-    $pip $from_wheels || {
+    from_wheels || {
         echo "requirements.lock does not know that build of PyTorch; taking PyPI's" >&2
         rm "$wheels"/*.whl
         $pip download --require-hashes --no-deps --dest "$wheels" -r "$wheels/torch.lock"
-        $pip $from_wheels
+        from_wheels
     }
 fi
 echo "installing the other packages"

@@ -125,7 +125,7 @@ async def first_key(keys: Keys, given: str, now_ms: int) -> str | None:
     known = await keys.list()
     if not given:
         for key in known:
-            if key.name == GIVEN_NAME:
+            if key.name == GIVEN_NAME and _refusal(key, now_ms) is None:
                 log.warning("%s gives no key any more; %s..., which it gave, still works", GIVEN_NAME, key.prefix)
         if known:
             return None

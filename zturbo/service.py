@@ -15,8 +15,9 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
-from contextlib import asynccontextmanager
+from collections import Counter
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from typing import Any, Protocol
@@ -152,7 +153,7 @@ class Service:
         self.worker, self.files, self.records = worker, storage.files, storage.records
         self.write_prompts, self.timeout_s = write_prompts, timeout_s
         self.metrics, self.signer, self.endpoint = metrics or Metrics(), signer, endpoint
-        self._asking = 0  # requests that wait for a guard or an expansion endpoint
+        self._asking: Counter[str] = Counter()
         self._unsettled: dict[str, Ending] = {}
         self._unreleased: set[tuple[str, str]] = set()
         self._chores: set[asyncio.Task[None]] = set()
@@ -182,15 +183,12 @@ class Service:
         start, work, events = time.perf_counter(), _Work(), _Events(self.timeout_s, order.progress)
         try:
             await self._refuse_if_full(order, work)
-            await self._hold(order, work)
-            async with events.in_time():
-                self._asking += 1
-                try:
+            with self._counted(order.request.key or ""):
+                await self._hold(order, work)
+                async with events.in_time():
                     guarded = await self._allow(order)
                     asking = time.perf_counter()
                     work.expansion = await self._asked(order.params)
-                finally:
-                    self._asking -= 1
             asked = time.perf_counter() - asking
             drawn = work.expansion.applied_to(order.params) if work.expansion else order.params
             work.ticket = self.worker.queue.admit(drawn, events.publish, order.previews, order.request.key or "")
@@ -228,6 +226,18 @@ class Service:
         finally:
             if work.ticket is not None:
                 work.ticket.cancel()  # after the end it changes nothing
+
+    @contextmanager
+    def _counted(self, owner: str) -> Iterator[None]:
+        """Count a request that may wait for a guard or an expansion endpoint, and holds its price meanwhile."""
+        remote = self.endpoint is not None or self.worker.safety.guard is not None
+        self._asking[owner] += remote
+        try:
+            yield
+        finally:
+            self._asking[owner] -= remote
+            if not self._asking[owner]:
+                del self._asking[owner]
 
     async def _refuse_if_full(self, order: Order, work: _Work) -> None:
         """Refuse what could not be admitted before anybody is asked and its price set aside, which others may need."""

@@ -67,10 +67,16 @@ def test_one_owner_leaves_places_for_the_others() -> None:
 
 
 def test_requests_that_wait_for_an_endpoint_count_as_waiting() -> None:
-    queue = opened(2)
-    queue.check(asking=1)
-    with pytest.raises(Busy, match="2 requests are waiting"):
-        queue.check(asking=2)
+    queue = opened(8)
+    ticket = admit(queue)
+    assert queue.take() is ticket
+    queue.end(ticket, "done", 1.0)  # now the rate is known
+    queue.check("b", {"a": 7})
+    with pytest.raises(Busy, match="8 requests are waiting") as caught:
+        queue.check("b", {"a": 8})
+    assert caught.value.retry_after_s
+    with pytest.raises(Busy, match="6 requests of this key are waiting"):
+        queue.check("a", {"a": 6})
 
 
 def test_tickets_come_in_order_and_wait_within_the_limit() -> None:

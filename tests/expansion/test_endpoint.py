@@ -137,6 +137,7 @@ BAD: dict[str, tuple[Answer, str, int]] = {
     "no text": (says(None), "no text", 1),
     "text of another kind": (says([{"type": "text", "text": "x"}]), "no text", 1),
     "a cut-off thought": (says("<think>A cat, hm", finish="length"), "cut off before it said anything", 1),
+    "no text, cut off": (says(None, finish="length"), "cut off before it said anything", 1),
     "nothing, cut off": (says("", finish="length"), "cut off before it said anything", 1),
     "400": (reply(b"{}", "400 Bad Request"), "status 400", 1),
     "an endless body": (endless("200 OK"), "over", 1),
@@ -210,6 +211,17 @@ async def test_a_prompt_that_is_refused_costs_others_nothing() -> None:
         assert (await pair.endpoint.expand("a cat")).applied
 
 
+async def test_a_refusal_after_the_rest_ends_it() -> None:
+    async with asking(reply(b"", "404 Not Found")) as pair:
+        for prompt in ("an ant", "a bee", "a cow"):
+            await pair.endpoint.expand(prompt)
+        pair.now[0] = 31.0
+        pair.chat.answer = reply(b"{}", "400 Bad Request")
+        assert "400" in (await pair.endpoint.expand("a prompt that the filter does not like")).reason
+        pair.chat.answer = says(DETAILS)
+        assert (await pair.endpoint.expand("a dog")).applied
+
+
 async def test_a_model_that_takes_no_max_tokens_is_asked_as_it_wants_to_be() -> None:
     body = {"error": {"message": "Use 'max_completion_tokens' instead.", "code": "unsupported_parameter"}}
     refusal = reply(json.dumps(body).encode(), "400 Bad Request")
@@ -218,9 +230,11 @@ async def test_a_model_that_takes_no_max_tokens_is_asked_as_it_wants_to_be() -> 
         await (refusal if "max_tokens" in chat.bodies[-1] else says(DETAILS))(chat, writer)
 
     async with asking(picky) as pair:
-        assert (await pair.endpoint.expand("a cat")).applied
+        first = await asyncio.gather(*(pair.endpoint.expand(prompt) for prompt in ("a cat", "a cow")))
+        assert all(expansion.applied for expansion in first)
         assert (await pair.endpoint.expand("a dog")).applied
-        assert len(pair.chat.bodies) == 3, "the second prompt is asked so at once"
+        assert len(pair.chat.bodies) <= 5
+        assert "max_tokens" not in pair.chat.bodies[-1], "the third prompt is asked so at once"
         assert pair.chat.bodies[-1]["max_completion_tokens"] > 0
         assert "temperature" not in pair.chat.bodies[-1]
 

@@ -90,6 +90,8 @@ SCENE = "The scene is a sandy beach with the blue sea behind it in the light of 
         ("a lake with a boat", SCENE, False),
         ("a red bus in the centre of Paris", SCENE, False),
         ("a cat in the fog of London", SCENE, False),
+        ("a cat on the left side of the bed", SCENE, False),
+        ("a cat on the left-hand side of Rome", SCENE, False),
         ("a cat in a hatchery", SCENE, False),
         ("a cat between two cars", SCENE, False),
         ("a cat against a brick wall", SCENE, False),

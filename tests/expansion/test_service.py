@@ -270,3 +270,22 @@ async def test_the_command_line_asks_the_endpoint(tmp_path: Path, monkeypatch: p
         assert await asyncio.to_thread(cli.main, [*words, "--no-safety-checker"]) == 0
         assert len(chat.bodies) == 1
     assert read_metadata(tmp_path / "a.png")["settings"]["drawn_prompt"] == DRAWN
+
+
+async def test_requests_that_wait_for_the_endpoint_fill_the_queue(engine: Instant) -> None:
+    """Else any number could hold its price and ask, to be refused afterwards."""
+    gate = asyncio.Event()
+
+    async def later(chat: ChatServer, writer: asyncio.StreamWriter) -> None:
+        await gate.wait()
+        await says(DETAILS)(chat, writer)
+
+    async with with_endpoint(engine, later) as (server, chat):
+        waiting = [asyncio.ensure_future(post(server, prompt=f"a cat, {number}")) for number in range(4)]
+        while len(chat.bodies) < 4:
+            await asyncio.sleep(0.001)
+        assert (await post(server, prompt="a dog")).status_code == 503
+        gate.set()
+        assert [(await answer).status_code for answer in waiting] == [200] * 4
+        assert (await post(server, prompt="a dog")).status_code == 200
+        assert len(chat.bodies) == 5

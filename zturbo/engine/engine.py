@@ -231,7 +231,7 @@ class Engine:
                 step = work.do("denoise", next, walk)
                 yield Progress("denoise", image, images, step.index, steps)
                 if step.index in shown:
-                    preview = work.do("decode", pipeline.decode, step.clean_latents())
+                    preview = work.do("decode", lambda last: pipeline.decode(last.clean_latents()), step)
                     yield Progress("denoise", image, images, step.index, steps, preview)
             work.do("denoise", _check_finite, step.latents, self.plan.dtype)  # it waits for the last step
             yield Progress("decode", image, images, steps, steps)

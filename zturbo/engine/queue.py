@@ -7,8 +7,9 @@ knows the cost of all tickets in pixel-steps, and the rate at which the engine h
 
 import math
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from itertools import count
+from types import MappingProxyType
 from typing import Any, Literal
 
 from zturbo.engine.fairness import FairOrder
@@ -149,10 +150,10 @@ class AdmissionQueue:
         """Why nothing is admitted, or None."""
         return self._refusal
 
-    def check(self, owner: str = "", asking: int = 0) -> None:
+    def check(self, owner: str = "", asking: Mapping[str, int] = MappingProxyType({})) -> None:
         """See whether a request would be taken now.
 
-        asking: requests that were let in before and are not admitted yet.
+        asking: owner -> requests that were let in before and are not admitted yet.
 
         Raises:
             Busy: as `admit`.
@@ -169,14 +170,14 @@ class AdmissionQueue:
         if self._refusal is not None:
             raise Busy(f"no request is taken: {self._refusal}", None if self._broken else UNKNOWN_WAIT_S)
 
-    def _check(self, owner: str, asking: int = 0) -> None:
+    def _check(self, owner: str, asking: Mapping[str, int] = MappingProxyType({})) -> None:
         self.check_ready()
         self._forget_cancelled()
-        waiting = len(self._waiting) + asking
+        waiting = len(self._waiting) + sum(asking.values())
         if waiting >= self.limit:
             raise Busy(f"the queue is full: {waiting} requests are waiting", self._wait_s())
-        own = sum(ticket.owner == owner for ticket in self._waiting)
-        if self.limit >= SHARED and own and own + 1 > (self.limit - (len(self._waiting) - own)) * OWN_SHARE:
+        own = sum(ticket.owner == owner for ticket in self._waiting) + asking.get(owner, 0)
+        if self.limit >= SHARED and own and own + 1 > (self.limit - (waiting - own)) * OWN_SHARE:
             raise Busy(f"{own} requests of this key are waiting; the other places are for other keys", self._wait_s())
 
     def admit(
@@ -315,7 +316,7 @@ class AdmissionQueue:
 
     def _wait_s(self) -> int:
         """Seconds until a ticket has been worked off and its place is free, at the measured rate."""
-        if self._rate is None:
+        if self._rate is None or not (self._at_work or self._waiting):
             return UNKNOWN_WAIT_S
         first = min([*self._at_work, *self._waiting], key=self._rank)
         left = 0.0 if first.cancelled() else first.left  # it ends at its next turn

@@ -85,6 +85,9 @@ class Worker:
             self.failure = error
             reason = "the model or its safety checker could not be loaded"
             log.critical("%s: %s", reason, error, exc_info=not isinstance(error, ZTurboError))
+            if isinstance(error, DeviceLost):
+                self._abandon(error)
+                return
             self.queue.drain(reason, broken=True)  # without the error, whose paths are nobody's business but the log's
             return
         self.queue.open(lanes, abreast)

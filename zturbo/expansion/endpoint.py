@@ -115,6 +115,7 @@ class ChatEndpoint:
         except TimeoutError:
             return self._failed(prompt, f"the provider did not answer within {self.timeout_s:g} s")
         except _RefusedError as error:
+            self.breaker.succeeded()  # there was an answer
             return Expansion.left(prompt, str(error), self.name)
         except _FailedError as error:
             return self._failed(prompt, str(error))
@@ -153,7 +154,7 @@ class ChatEndpoint:
                 **how,
             )
         except openai.APIStatusError as error:
-            kind = self._kind(error.status_code, error.code)
+            kind = self._kind(error.status_code, error.code, "max_tokens" in how)
             raise kind(f"the provider answered with status {error.status_code}") from None
         except openai.APITimeoutError:
             raise _AgainError(f"the provider did not answer within {self.timeout_s:g} s") from None
@@ -164,9 +165,12 @@ class ChatEndpoint:
         except (openai.OpenAIError, ValueError, RecursionError):  # no JSON, or not of a chat completion
             raise _FailedError("the provider's answer is no chat completion") from None
 
-    def _kind(self, status: int, code: str | None) -> type[_FailedError]:
-        """What an answer's status and error code mean for this prompt and for others."""
-        if status == 400 and code in UNSUPPORTED and not self._reasons:
+    def _kind(self, status: int, code: str | None, plain: bool) -> type[_FailedError]:
+        """What an answer's status and error code mean for this prompt and for others.
+
+        plain: it was asked with `max_tokens`.
+        """
+        if status == 400 and code in UNSUPPORTED and plain:
             self._reasons = True
             return _AgainError
         if status in (400, 413, 422):
@@ -181,10 +185,10 @@ def _read(completion: "ChatCompletion") -> tuple[str, bool]:
         text, reason = choice.message.content, choice.finish_reason
     except (AttributeError, IndexError, TypeError, KeyError):
         raise _FailedError("the provider's answer is no chat completion") from None
+    if reason == "length" and not (isinstance(text, str) and unthought(text)):
+        raise _FailedError("the provider's answer was cut off before it said anything; switch its thinking off")
     if not isinstance(text, str):
         raise _RefusedError("the provider's answer has no text")
-    if reason == "length" and not unthought(text):
-        raise _FailedError("the provider's answer was cut off before it said anything; switch its thinking off")
     return text, reason == "stop"
 
 

@@ -187,7 +187,7 @@ class Trained:
     def _placeless(self) -> re.Pattern[str]:
         """Any phrase of `understood`, the longest first; "in the middle of Paris" does speak of a place."""
         phrases = "|".join(map(re.escape, sorted(self.understood, key=len, reverse=True)))
-        return re.compile(rf"\b(?:{phrases})\b(?!\s+of\b(?!\s+the\s+(?:picture|image)\b))")
+        return re.compile(rf"\b(?>{phrases})\b(?!\s+of\b(?!\s+the\s+(?:picture|image)\b))")
 
     def _agrees(self, prompt: str, topic: str, fact: str) -> bool:
         text = prompt if topic in self.unsaid else self._about_the_place(prompt)

@@ -102,7 +102,7 @@ def tokens(text: str) -> list[str]:
 
 
 def stem(token: str) -> str:
-    """A word without the ending of its plural or genitive; alike for both: "horse" and "horses" are "hors"."""
+    """A word without the ending of its plural or genitive: "horse" and "horses" are "hors"; short words stay whole."""
     token = re.sub("['’]s$", "", token)
     token = _PLURALS.get(token, token)
     if token.endswith("men"):
