@@ -279,7 +279,8 @@ def _autoencoder(seed: int) -> AutoencoderKL:
     """Its encoder written down from samples of its own; a decoder of random weights."""
     torch.manual_seed(seed)
     model = vae.build(TINY.vae)
-    moments.write_encoder(model, Crops(TINY.world, 64, 4)(np.random.default_rng(seed)).float() / 127.5 - 1)
+    crops, rng = Crops(TINY.world, 64, 4), np.random.default_rng(seed)
+    moments.write_encoder(model, torch.cat([crops(rng) for _ in range(8)]).float() / 127.5 - 1)
     for block in model.decoder.modules():
         if isinstance(block, torch.nn.Conv2d):
             torch.nn.init.normal_(block.weight, std=0.05)
