@@ -11,6 +11,7 @@ pytest.importorskip("cv2", reason="the training recipe draws with OpenCV (opencv
 import torch
 
 from bench import following, report
+from nano.captions import with_article
 from nano.config import CPU
 from nano.evaluate import THERE
 from nano.judge import Judge, Verdict, open_judge
@@ -41,7 +42,7 @@ def test_compares_pairs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 def test_a_bare_prompt_says_neither_place_nor_clothes() -> None:
     for prompt, scene in following.prompts(CPU, 20)["bare"]:
         (subject,) = scene.subjects
-        assert prompt == f"a {subject.colour} {subject.kind} {THERE[scene.setting]}"
+        assert prompt == f"{with_article(f'{subject.colour} {subject.kind}')} {THERE[scene.setting]}"
         assert not subject.worn
         assert not subject.on_lounger
 

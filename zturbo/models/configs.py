@@ -187,7 +187,7 @@ class TextEncoderConfig:
             members = {**members, "rope_theta": rope["rope_theta"]}
         m = _Members(members, source)
         for name in ("rope_type", "type"):  # the older spelling counts as well
-            _Members(rope, source).demand(name, "default")
+            _Members(rope, f"{source}: rope_scaling").demand(name, "default")
         for name, allowed in (
             ("model_type", "qwen3"), ("attention_bias", False), ("hidden_act", "silu"),
             ("tie_word_embeddings", True), ("use_sliding_window", False),
