@@ -28,7 +28,7 @@ RADII = (16, 24, 32, 48, 64, 96, 128)  # pixels, of suns, moons and planets
 SUNS = (0.28, 0.72)  # columns of the sun, shares of the width; a cloud is on the other side, another between them
 CLOUDS = ((0.86, 0.46), (0.14, 0.46))  # column and row of the one on the other side; rows are shares of the sky
 BETWEEN = (0.5, 0.26)
-SIDES = (0.1, 0.9)  # columns of what the scenery has on one side
+ASIDE = 0.1  # of what the scenery has on one side, from there, share of the width
 OVERCAST: RGB = (132, 140, 154)
 PLANETS: tuple[RGB, ...] = ((236, 150, 96), (120, 190, 220))
 WALLS: tuple[RGB, ...] = ((250, 226, 190), (200, 216, 240))
@@ -132,7 +132,7 @@ class Backdrop:
 
     def mound(self, foot: float, rise: float, colour: RGB) -> None:
         """A round hill on one side, six times as wide as high."""
-        middle = self.column(SIDES[self.side])
+        middle = next(self.aside(ASIDE))
         turns = np.linspace(-1, 1, 41)
         edge = np.stack([middle + 3 * rise * turns, foot - rise * np.cos(np.pi / 2 * turns) ** 2], axis=1)
         self.area([(float(x), float(y)) for x, y in edge], colour, "far")
@@ -250,7 +250,7 @@ class Backdrop:
         height = self.step(0.6)
         for x in self.along(max(2, round(0.55 * height / GRID)) * GRID):
             self.pine(x, horizon + GRID, height, (84, 142, 98))
-        for x in self.aside(SIDES[0]):
+        for x in self.aside(ASIDE):
             self.pine(x, horizon + 2 * GRID, self.step(0.8), (48, 104, 68))
         self.hills(horizon + GRID, 4, (104, 150, 80), "ground", TILE)
         self.hills(self.row(0.8), 4, (92, 138, 70), "ground", TILE)
@@ -273,7 +273,7 @@ class Backdrop:
         storeys, wide = max(2, round(0.42 * self.unit / cell)), 3 * cell
         for i, x in enumerate(range(0, self.width, wide)):
             more, tone = HOUSES[i % len(HOUSES)]
-            more = TOWER if x <= self.column(SIDES[self.side]) < x + wide else more
+            more = TOWER if x <= next(self.aside(ASIDE)) < x + wide else more
             top = street - (storeys + more) * cell
             self.area([(x, top), (x + wide, top), (x + wide, street), (x, street)], tone, "far")
             self.windows(x, top, street, cell, tone)
@@ -318,7 +318,7 @@ class Backdrop:
         horizon = self.row(0.62)
         self.sky(horizon + 2 * GRID)
         foot, high, low = horizon + 2 * GRID, *(round(self.step(share) / GRID) * GRID for share in (0.85, 0.5))
-        self.peak(self.column(SIDES[self.side]), foot, high, (150, 164, 196))
+        self.peak(next(self.aside(ASIDE)), foot, high, (150, 164, 196))
         for x in self.along(round(1.4 * low / GRID) * GRID):
             self.peak(x, foot, low, (116, 136, 172))
         self.hills(horizon + GRID, 8, (126, 176, 108), "ground")

@@ -568,10 +568,6 @@ def _worn(subject: Subject, rng: Rng) -> str:
     return f"{verb} {clothes}" if clothes else ""
 
 
-def _worn_by(subject: Subject, rng: Rng) -> list[str]:
-    return [worn] if not _is_thing(subject) and (worn := _worn(subject, rng)) else []
-
-
 def _posed(subject: Subject, rng: Rng, everything: bool = False) -> str:
     if subject.on_lounger:
         return f"{pick(LOUNGING_VERBS, rng)} {pick(LOUNGING_SEATS, rng)}"
@@ -745,11 +741,15 @@ def _relaxed(scene: Scene, rng: Rng) -> str:
     how = [part for part in (_posed(subject, rng), _worn(subject, rng)) if part]
     if rng.random() < 0.35:
         how.reverse()
-    others = [
-        " ".join([_noun_phrase(s, rng), *_worn_by(s, rng), pick(SPOT[s.place], rng)])
-        for s in scene.subjects
-        if s is not subject
-    ]
+    others = []
+    for other in scene.subjects:
+        if other is not subject:
+            words = (
+                _noun_phrase(other, rng),
+                "" if _is_thing(other) else _worn(other, rng),
+                pick(SPOT[other.place], rng),
+            )
+            others.append(" ".join(word for word in words if word))
     text = f"{first}{' ' + when if when else ''}{pick((', ', ' '), rng)}{_join(how, rng)}"
     if len(scene.subjects) == 1 and subject.place != "centre":
         text += f" {pick(SPOT[subject.place], rng)}"

@@ -135,7 +135,7 @@ Written = Settings | Withheld | None
 def glimpse(pixels: "Pixels") -> "Pixels":
     """A preview of a picture: half as large, or as its longer side needs to have at most `GLIMPSE` pixels.
 
-    It goes out before the picture is paid for, and must not take its place.
+    It goes out before the picture is paid for, and must not take its place. Both (H, W, 3) uint8, RGB.
     """
     import numpy as np
     from PIL import Image
