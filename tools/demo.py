@@ -66,7 +66,7 @@ def serving(folder: Path, settings: Mapping[str, str] = MappingProxyType({})) ->
         "ZTURBO_PUBLIC_URL": address, "ZTURBO_MODEL": "nano",
         "ZTURBO_LORA": "", "ZTURBO_TEXT_ENCODER": "", "ZTURBO_VAE": "",
     }  # fmt: skip
-    environment = os.environ | ours | settings
+    environment = {**os.environ, **ours, **settings}
     command = [sys.executable, "-m", "zturbo", "serve", "--port", str(port)]
     with log.open("wb") as output:
         server = subprocess.Popen(command, env=environment, stdout=output, stderr=output)

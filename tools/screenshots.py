@@ -23,7 +23,7 @@ FOLDER = Path(__file__).parent.parent / "docs" / "images"
 MAX_BYTES = 600_000
 DRAWING_MS = 180_000
 EXAMPLE = "A T-Rex relaxing on a beach, lying on a sun lounger and wearing sunglasses."
-DRAWN = (
+DRAWN: tuple[tuple[str, str | tuple[int, int], int], ...] = (
     ("A yellow house in the snow at night", "square", 4),
     ("A red boat on the sea at sunset", "landscape_4_3", 3),
     (EXAMPLE, (1440, 512), 8),
