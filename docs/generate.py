@@ -38,14 +38,14 @@ HTTP_ONLY = f"""\
 | `size` | "auto", or WIDTHxHEIGHT, brought to the nearest size that can be drawn; `image_size` wins | |
 
 An `image_size` may be an object of `width` ({DEFAULT_SIZE[0]} where it is left out) and `height` ({DEFAULT_SIZE[1]}).
-`null` counts as absent, and a client that asks for a model alias gets {DELIVERIES[1]}."""
+`null` counts as absent. A model's name that begins with gpt-image- makes {DELIVERIES[1]} the default."""
 ERROR_BODY = """\
 Over HTTP an error is a JSON object (shortened here); `code` is for programs, `issues` has every mistake of a body:
 
 ```json
 {
   "requestId": "7c1f...", "statusCode": 400, "path": "/v1/images/generations",
-  "message": "num_inference_steps: must be an integer from 1 to 8; got 9",
+  "message": "Body validation error\\nnum_inference_steps: must be an integer from 1 to 8; got 9 (nearest valid value: 8)",
   "error": {
     "code": "invalid_value", "param": "num_inference_steps", "type": "invalid_request_error",
     "data": {"kind": "err_validation", "issues": [{
@@ -55,6 +55,8 @@ Over HTTP an error is a JSON object (shortened here); `code` is for programs, `i
   }
 }
 ```
+
+Where credits are lacking (403), `kind` is `err_insufficent_credits`, the published API's spelling.
 
 Three codes are of the routes alone: `not_found` (404, no such address), `method_not_allowed` (405), `bad_request`."""
 NOTICE = "<!-- Written by docs/generate.py from the code; edit that, then run `make fix`. -->"
