@@ -43,10 +43,7 @@ from zturbo.safety.checker import Checker, Screened, screen, veiled
 from zturbo.storage.embedded import Storage, now_ms
 from zturbo.storage.records import Answer, End, Ending, KeyLimit, Request, Screening
 
-REFUSALS = {
-    "spending_limit": "the key's spending limit is used up",
-    "balance": "the balance is used up",
-}
+REFUSALS = {"spending_limit": "the key's spending limit", "balance": "the balance"}
 log = logging.getLogger("zturbo")
 
 
@@ -254,7 +251,11 @@ class Service:
         if refusal is not None:
             work.ended = True  # the ledger has written it down as rejected
             self.metrics.ended("rejected")
-            raise InsufficientCredits(f"{REFUSALS[refusal]}: this request costs {order.credits} credits")
+            raise InsufficientCredits(
+                f"what is left of {REFUSALS[refusal]}, less what running requests hold, does not pay for this request, "
+                f"which costs {order.credits} credits",
+                "ask for fewer or smaller pictures, or wait for those that run; /v1/billing/balance says what is left",
+            )
 
     async def _allow(self, order: Order) -> float:
         """Have the prompt checked, where the operator has a guard and the request is one to be checked.
@@ -492,7 +493,10 @@ class _Events:
         Raises:
             DeadlinePassed: it has passed.
         """
-        late = DeadlinePassed(f"the request was not done within {self._timeout_s:g} s")
+        late = DeadlinePassed(
+            f"the request was not done within {self._timeout_s:g} s",
+            "ask for fewer or smaller pictures or fewer steps, or again later; request_timeout_s is the server's limit",
+        )
         try:
             async with asyncio.timeout_at(self._deadline) as limit:
                 yield

@@ -11,6 +11,8 @@ import pytest
 
 from tests.api.conftest import KEY, Instant, Server, serving
 from tests.api.test_images import PATH, body, post, until
+from zturbo.api import app as api_app
+from zturbo.api.app import REPLAYS
 from zturbo.config import Config
 from zturbo.engine.progress import Progress
 from zturbo.errors import DeadlinePassed, StorageError
@@ -153,7 +155,7 @@ async def test_requests_a_minute(engine: Instant) -> None:
         refused = await post(server)
         assert 1 <= int(refused.headers["retry-after"]) <= 60
         assert refused.json()["error"]["code"] == "rate_limit_exceeded"
-        assert [found.status for found in await rows(server)].count("rejected") == 2
+        assert [found.status for found in await rows(server)] == ["done"] * 2, "who asks too often fills no disk"
 
 
 async def test_requests_at_once(engine: Instant) -> None:
@@ -323,6 +325,46 @@ async def test_a_repetition_as_a_stream(server: Server) -> None:
     ]
     assert completed[0][0]["url"] == completed[1][0]["url"]
     assert server.engine.draws == 2
+
+
+async def test_repetitions_wait_for_those_of_their_own_key_alone(server: Server) -> None:
+    """They are free of charge, and have their pictures in memory until they are sent."""
+    _, other = await create(server.service.records.keys, "other", now_ms())
+    headers = [{"idempotency-key": "w"}, {"idempotency-key": "w", "authorization": f"Bearer {other}"}]
+    for one in headers:
+        assert (await server.client.post(PATH, json=body(), headers=one)).status_code == 200
+    transport: Any = server.client._transport
+    places = transport.app.state.replays[KEY[:8]]
+    for _ in range(REPLAYS):
+        await places.acquire()
+    waiting = asyncio.ensure_future(server.client.post(PATH, json=body(), headers=headers[0]))
+    assert (await server.client.post(PATH, json=body(), headers=headers[1])).headers["idempotent-replayed"] == "true"
+    assert not waiting.done()
+    places.release()
+    assert (await waiting).headers["idempotent-replayed"] == "true"
+    assert not places.locked(), "it has given its place back"
+
+
+async def test_pictures_that_were_kept_for_repetitions_alone_go_with_them(
+    engine: Instant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(api_app, "SWEEP_EVERY_S", 0.01)
+    async with serving(engine) as server:
+        files = server.service.files
+
+        async def kept() -> list[str]:
+            return [name for folder in await files.folders() for name in await files.names(folder)]
+
+        told, _ = [
+            await server.client.post(PATH, json=body(response_format=delivery), headers={"idempotency-key": delivery})
+            for delivery in ("url", "b64_json")
+        ]
+        assert len(await kept()) == 2
+        monkeypatch.setattr(api_app, "now_ms", lambda: now_ms() + 2 * DAY_MS)
+        while len(await kept()) == 2:
+            await asyncio.sleep(0.01)
+        (name,) = await kept()
+        assert told.json()["data"][0]["url"].endswith(name)
 
 
 async def test_another_body_is_a_conflict(server: Server) -> None:

@@ -294,6 +294,18 @@ async def test_a_crash_can_be_read_by_a_page_of_another_origin(server: Server) -
     assert "x-request-id" in answer.headers["access-control-expose-headers"]
 
 
+@pytest.mark.parametrize("more", [True, False])
+def test_large_answers_are_sent_in_pieces(more: bool) -> None:
+    """Granian buffers messages of any size: a client that reads nothing would keep a whole answer in memory."""
+    whole = bytes(range(256)) * 1500
+    pieces = list(identity._pieces({"type": "http.response.body", "body": whole, "more_body": more}))
+    assert b"".join(piece["body"] for piece in pieces) == whole
+    assert [len(piece["body"]) for piece in pieces] == [identity.PIECE_BYTES, len(whole) - identity.PIECE_BYTES]
+    assert [piece["more_body"] for piece in pieces] == [True, more]
+    small: Message = {"type": "http.response.body", "body": b""}
+    assert list(identity._pieces(small)) == [small]
+
+
 @pytest.mark.parametrize("stream", [True, False])
 async def test_a_client_that_stops_reading_is_given_up(
     engine: Instant, monkeypatch: pytest.MonkeyPatch, stream: bool

@@ -133,6 +133,7 @@ class Answer:
                 "timings": delivered.timings,
                 "model_version": delivered.model_version,
                 "level": delivered.level,
+                "told": self.wanted.delivery == "url",
                 "safety": asdict(delivered.safety) if delivered.safety else None,
                 "expansion": _without_prompt(delivered.expansion, self.wanted.params.prompt),
             }
@@ -158,6 +159,12 @@ class Answer:
         told = (facts["timings"], facts["model_version"], safety, expansion, facts.get("level"))
         delivered = Delivered(tuple(pictures), *told)
         return cls(wanted.with_seed(facts["seed"]), delivered, facts["credits"], facts["created"], public_url)
+
+
+def untold(kept: bytes) -> list[str]:
+    """Names of a kept answer's pictures that nobody was told: once it has expired, nobody can ask for them."""
+    facts = json.loads(kept)
+    return [] if facts.get("told", True) else [name for name, *_ in facts["pictures"]]
 
 
 def _without_prompt(expansion: Expansion | None, prompt: str) -> dict[str, Any] | None:

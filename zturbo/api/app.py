@@ -13,6 +13,7 @@ from starlette.middleware.cors import CORSMiddleware
 
 from zturbo import logs
 from zturbo.api import errors, images, keys, models, monitoring, openapi, pictures, usage, web
+from zturbo.api.answers import untold
 from zturbo.api.identity import EXPOSED, RequestIds
 from zturbo.api.operations import OPERATIONS
 from zturbo.api.schemas import model_names
@@ -79,7 +80,7 @@ def create_app(
     app.state.config = config
     app.state.models = model_names(config.model_aliases)
     app.state.scans = defaultdict(partial(asyncio.Semaphore, 1))  # by key
-    app.state.replays = asyncio.Semaphore(REPLAYS)
+    app.state.replays = defaultdict(partial(asyncio.Semaphore, REPLAYS))  # by key
     app.state.managing = asyncio.Lock()  # changes of keys take turns
     app.state.rates = KeyRates(config.rate_limit, config.concurrency_limit)
     # Behind a proxy anybody is local.
@@ -106,7 +107,9 @@ async def _chores(service: Service, retention_days: int) -> AsyncIterator[None]:
             log.info("retention removed %d pictures", removed)
 
     async def expire() -> None:  # apart: on a full disk it fails until the other has made room
-        await service.records.idempotency.expire(now_ms())
+        for answer in await service.records.idempotency.expire(now_ms()):
+            for name in untold(answer):
+                await service.files.delete(name)
 
     chores = ((SETTLE_EVERY_S, settle), (SWEEP_EVERY_S, sweep), (SWEEP_EVERY_S, expire))
     tasks = [asyncio.ensure_future(_every(seconds, chore)) for seconds, chore in chores]

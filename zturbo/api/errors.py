@@ -5,6 +5,7 @@ A superset of three published envelopes, so that clients of each find what they 
 """
 
 import json
+import logging
 from datetime import UTC, datetime
 from http import HTTPStatus
 from typing import Any
@@ -15,13 +16,14 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
-from zturbo.errors import Cancelled, InsufficientCredits, InvalidInput, Problem, ZTurboError
+from zturbo.errors import Cancelled, InsufficientCredits, InvalidInput, Problem, StorageError, ZTurboError
 from zturbo.params import shown
 
 TYPES = {400: "invalid_request_error", 401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 KINDS = {InsufficientCredits.code: "err_insufficent_credits"}  # the published API's spelling
 TITLES = {Cancelled.status: "Client Closed Request"}
 """Of statuses that no standard names; this one is nginx's."""
+log = logging.getLogger("zturbo.http")
 CODES = {404: "not_found", 405: "method_not_allowed", 413: "body_too_large"}
 
 
@@ -94,6 +96,10 @@ def _rendered(request: Request, error: Exception) -> tuple[int, dict[str, str], 
         message = f"{part} validation error\n{error.message}"
     elif isinstance(error, ZTurboError):
         status, code, message = error.status, error.code, str(error)
+        if isinstance(error, StorageError):
+            log.warning("request %s: %s", request.scope["state"]["request_id"], message)
+            if "key" not in request.scope["state"]:  # paths are nobody's business but the log's
+                message = "pictures or records cannot be read now: the server's log has the details"
         if error.retry_after_s is not None:
             headers["retry-after"] = str(error.retry_after_s)
         headers |= error.headers

@@ -7,6 +7,7 @@ import asyncio
 import logging
 import re
 import time
+from collections.abc import Iterator
 
 from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect, Request
@@ -29,8 +30,10 @@ CLIENT_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 EXPOSED = ("x-request-id", "x-inference-id", "x-client-request-id", "x-aimlapi-credits-used", "x-aimlapi-usd-spent",
            "retry-after", "x-should-retry", "idempotent-replayed")  # fmt: skip
 READABLE = ((b"access-control-allow-origin", b"*"), (b"access-control-expose-headers", ", ".join(EXPOSED).encode()))
-SEND_TIMEOUT_S = 60.0
+SEND_TIMEOUT_S = 30.0
 """How long a client may leave one piece of its answer unread."""
+PIECE_BYTES = 1 << 18
+"""Of an answer, at most. Granian takes four messages of any size before it waits for the client to read."""
 INVALID_KEY = "This request requires a valid API key"
 REASONS = {"malformed": "What was sent has not the form of one.", "unknown": "There is no such key.",
            "disabled": "This key is disabled.", "expired": "This key has expired."}  # fmt: skip
@@ -60,11 +63,12 @@ class RequestIds:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 message["headers"] = [*message["headers"], *tags]
-            try:
-                async with asyncio.timeout(SEND_TIMEOUT_S):
-                    await send(message)
-            except TimeoutError:  # it must not hold its place, its credits and its pictures for ever
-                raise ClientDisconnect from None
+            for piece in _pieces(message):
+                try:
+                    async with asyncio.timeout(SEND_TIMEOUT_S):
+                        await send(piece)
+                except TimeoutError:  # it must not hold its place, its credits and its pictures for ever
+                    raise ClientDisconnect from None
 
         try:
             await self.app(scope, receive, tagged)
@@ -85,6 +89,18 @@ class RequestIds:
                            "path": _told(scope["path"]), "status": status, "key": scope["state"].get("key"),
                            "seconds": round(time.perf_counter() - start, 4)},
                 )  # fmt: skip
+
+
+def _pieces(message: Message) -> Iterator[Message]:
+    """A message of an answer as several small ones, of which only the last may end it."""
+    body = message.get("body", b"")
+    if len(body) <= PIECE_BYTES:
+        yield message
+        return
+    for start in range(0, len(body), PIECE_BYTES):
+        end = start + PIECE_BYTES
+        more = end < len(body) or message.get("more_body", False)
+        yield {**message, "body": body[start:end], "more_body": more}
 
 
 def _told(text: str) -> str:

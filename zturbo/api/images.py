@@ -23,7 +23,7 @@ from zturbo.api.routes import Router
 from zturbo.api.schemas import ImageRequest, read_json_object
 from zturbo.api.sessions import origin_of
 from zturbo.config import Config
-from zturbo.errors import Cancelled, InvalidInput, Problem, TooLarge, WrongMediaType, ZTurboError
+from zturbo.errors import Cancelled, InvalidInput, Problem, RateLimited, TooLarge, WrongMediaType, ZTurboError
 from zturbo.keys import allows
 from zturbo.params import shown
 from zturbo.pictures import encode, glimpse
@@ -62,6 +62,9 @@ async def generate_images(request: Request) -> Response:
             body = await read_body(request)
             wanted = ImageRequest.parse(body, request.app.state.models)
             repetition = await reserve(request, body, key.prefix, service.records.idempotency)
+        except RateLimited:  # without a row: else whoever asks too often would fill the disk
+            service.metrics.ended("rejected")
+            raise
         except ClientDisconnect:
             await service.reject(row, Cancelled("the client went away before its request was whole"))
             raise
@@ -69,7 +72,7 @@ async def generate_images(request: Request) -> Response:
             await service.reject(row, error)
             raise
         if repetition is not None and repetition.first is not None:
-            return await _replayed(request, wanted, repetition.first)
+            return await _replayed(request, wanted, repetition)
         if repetition is not None:
             held.push_async_callback(service.release, repetition.owner, repetition.key)
         job = Job(request, wanted, key, row, repetition)
@@ -119,8 +122,28 @@ class Lively:
         await self._events.aclose()
 
 
-class EventStream(StreamingResponse):
-    """Server-sent events, and what their request holds until they end, however that comes about."""
+class _Holding(Response):
+    """An answer, and what its request holds until it has been sent, however that ends."""
+
+    _held: AsyncExitStack
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async with self._held:
+            await super().__call__(scope, receive, send)
+
+
+class Again(_Holding):
+    """A whole answer once more."""
+
+    media_type = "application/json"
+
+    def __init__(self, body: bytes, held: AsyncExitStack, headers: Mapping[str, str]) -> None:
+        super().__init__(body, headers=headers)
+        self._held = held
+
+
+class EventStream(_Holding, StreamingResponse):
+    """Server-sent events."""
 
     media_type = "text/event-stream"
 
@@ -130,12 +153,8 @@ class EventStream(StreamingResponse):
         held: AsyncExitStack,
         headers: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
-        super().__init__(events, headers={**STREAMED, **headers})
+        StreamingResponse.__init__(self, events, headers={**STREAMED, **headers})
         self._held = held
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async with self._held:
-            await super().__call__(scope, receive, send)
 
 
 class Job:
@@ -215,14 +234,13 @@ async def _whole(job: Job) -> Response:
     if delivered is None:
         return Response(status_code=CLIENT_CLOSED)
     answer = job.answer(delivered)
-    return await _told(job.request, answer, answer.headers())
+    return Response(await _body(job.request, answer), headers=answer.headers(), media_type="application/json")
 
 
-async def _told(request: Request, answer: Answer, headers: dict[str, str]) -> Response:
+async def _body(request: Request, answer: Answer) -> bytes:
     """An answer as one body; large ones, which carry pictures, are put together on another thread."""
     body, carried = answer.body(request), answer.wanted.delivery == "b64_json"
-    raw = await asyncio.to_thread(rendered, body) if carried else rendered(body)
-    return Response(raw, headers=headers, media_type="application/json")
+    return await asyncio.to_thread(rendered, body) if carried else rendered(body)
 
 
 async def _unless_left(request: Request, work: Awaitable[Result]) -> Result | None:
@@ -248,15 +266,19 @@ async def _unless_left(request: Request, work: Awaitable[Result]) -> Result | No
         await asyncio.wait((leaving,))  # two that receive at once would take each other's messages
 
 
-async def _replayed(request: Request, wanted: ImageRequest, first: bytes) -> Response:
+async def _replayed(request: Request, wanted: ImageRequest, repetition: Repetition) -> Response:
     """The first answer once more."""
     service: Service = request.app.state.service
-    async with request.app.state.replays:  # each has its pictures in memory
-        answer = await Answer.restored(first, wanted, service.files, request.app.state.config.public_url)
+    assert repetition.first is not None
+    async with AsyncExitStack() as held:  # free of charge, and in memory until it is sent: few at once for each key
+        await held.enter_async_context(request.app.state.replays[repetition.owner])
+        answer = await Answer.restored(repetition.first, wanted, service.files, request.app.state.config.public_url)
+        headers = answer.headers() | REPLAYED
         if wanted.stream:
             events = await asyncio.to_thread(answer.events, request)
-            return EventStream(events, AsyncExitStack(), answer.headers() | REPLAYED)
-        return await _told(request, answer, answer.headers() | REPLAYED)
+            return EventStream(events, held.pop_all(), headers)
+        return Again(await _body(request, answer), held.pop_all(), headers)
+    raise AssertionError("unreachable: the block returns or raises")
 
 
 async def _left(request: Request) -> None:

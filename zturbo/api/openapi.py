@@ -329,7 +329,10 @@ HEADERS: Json = {
     "RequestId": {"description": "The request's id: 21 characters, also in the log.", "schema": {"type": "string"}},
     "ClientRequestId": {"description": "The client's own id, where it sent one.", "schema": {"type": "string"}},
     "RetryAfter": {"description": "Seconds until trying again makes sense.", "schema": {"type": "integer"}},
-    "CreditsUsed": {"description": "What the request cost, in credits. Not on a stream: its completed events have `usage`.", "schema": {"type": "integer"}},
+    "CreditsUsed": {
+        "description": "What the request cost, in credits. Not on a stream: its completed events have `usage`.",
+        "schema": {"type": "integer"},
+    },
     "UsdSpent": {"description": "What the request cost, in US dollars.", "schema": {"type": "number"}},
     "ShouldRetry": {"description": "`false` where trying again would not help.", "schema": {"type": "string"}},
     "Replayed": {"description": "`true` where the answer is the first one once more.", "schema": {"type": "string"}},

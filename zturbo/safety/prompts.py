@@ -28,6 +28,8 @@ MAX_TOKENS = 64
 ATTEMPTS = 2
 RETRY_WITHIN_S = 1.0
 """Before the second."""
+RETRY_S = 5
+"""When a client may ask again after the guard has failed."""
 _SAFETY = re.compile(r"^\s*Safety:\s*(Safe|Controversial|Unsafe)\s*$", re.MULTILINE)
 _CATEGORIES = re.compile(r"^\s*Categories:\s*(.+?)\s*$", re.MULTILINE)
 
@@ -111,7 +113,9 @@ class GuardEndpoint:
             return _text(completion)
         except Exception as error:  # no connection, no answer in time, another status, too large, no chat completion
             reason = f"the prompt check {self.name} failed ({type(error).__name__}): nothing was drawn"
-            raise SafetyError(reason) from None  # what the server sent may repeat the prompt
+            failed = SafetyError(reason, f"try again in {RETRY_S} s")
+            failed.retry_after_s = RETRY_S
+            raise failed from None  # what the server sent may repeat the prompt
 
 
 def verdict_of(guard: str, answer: str) -> PromptVerdict:

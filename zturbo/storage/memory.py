@@ -267,11 +267,9 @@ class MemoryIdempotency:
         if reserved is not None and reserved.answer is None:
             del self._state.reserved[owner, key]
 
-    async def expire(self, now_ms: int) -> int:
+    async def expire(self, now_ms: int) -> tuple[bytes, ...]:
         expired = [key for key, reserved in self._state.reserved.items() if reserved.is_over(now_ms)]
-        for key in expired:
-            del self._state.reserved[key]
-        return len(expired)
+        return tuple(self._state.reserved.pop(key).answer or b"" for key in expired)
 
 
 class MemoryFiles:

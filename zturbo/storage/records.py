@@ -310,8 +310,8 @@ class Idempotency(Protocol):
     async def release(self, owner: str, key: str) -> None:
         """Give up a reservation, for a request that failed; a finished one stays."""
 
-    async def expire(self, now_ms: int) -> int:
-        """Forget what has expired; returns how many."""
+    async def expire(self, now_ms: int) -> tuple[bytes, ...]:
+        """Forget what has expired; returns the answers."""
 
 
 class Records(Protocol):

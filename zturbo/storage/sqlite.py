@@ -292,9 +292,14 @@ class SqliteIdempotency:
         query = "DELETE FROM idempotency WHERE owner = ? AND key = ? AND answer IS NULL"
         await self._database.write(lambda connection: connection.execute(query, (owner, key)))
 
-    async def expire(self, now_ms: int) -> int:
-        query = "DELETE FROM idempotency WHERE expires_ms <= ? AND answer IS NOT NULL"
-        return await self._database.write(lambda connection: connection.execute(query, (now_ms,)).rowcount)
+    async def expire(self, now_ms: int) -> tuple[bytes, ...]:
+        def job(connection: sqlite3.Connection) -> tuple[bytes, ...]:
+            where = "FROM idempotency WHERE expires_ms <= ? AND answer IS NOT NULL"
+            expired = tuple(answer for (answer,) in connection.execute(f"SELECT answer {where}", (now_ms,)))
+            connection.execute(f"DELETE {where}", (now_ms,))
+            return expired
+
+        return await self._database.write(job)
 
 
 def _start(connection: sqlite3.Connection, request: Request, credits: int, limit: KeyLimit | None) -> Refusal | None:
