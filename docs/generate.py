@@ -45,7 +45,7 @@ Over HTTP an error is a JSON object (shortened here); `code` is for programs, `i
 ```json
 {
   "requestId": "7c1f...", "statusCode": 400, "path": "/v1/images/generations",
-  "message": "Body validation error\\nnum_inference_steps: must be an integer from 1 to 8; got 9 (nearest valid value: 8)",
+  "message": "Body validation error\\nnum_inference_steps: must be an integer from 1 to 8; got 9 (nearest ...)",
   "error": {
     "code": "invalid_value", "param": "num_inference_steps", "type": "invalid_request_error",
     "data": {"kind": "err_validation", "issues": [{

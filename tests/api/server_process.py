@@ -1,6 +1,6 @@
 """The real server in processes of its own: Granian, SQLite, files, keys and logs are real, only the drawing is instant.
 
-    python -m tests.api.server_process
+    python -m tests.api.server_process [make_losing]
 
 serves as `zturbo serve` does, with the settings of the environment. Three variables are for the engine alone:
 
@@ -27,8 +27,11 @@ from typing import Any
 from starlette.applications import Starlette
 
 from tests.api.instant import Instant
+from zturbo.api import serve
 from zturbo.api.serve import make_app_of, run
 from zturbo.config import load_config
+from zturbo.engine.progress import Progress
+from zturbo.errors import DeviceLost
 from zturbo.params import MAX_SIDE
 
 KEY = "0123456789abcdef0123456789abcdef"
@@ -68,6 +71,19 @@ def make_app() -> Starlette:
     """The application round an instant engine; called in the worker process."""
     side = int(os.environ.get("INSTANT_SIDE", MAX_SIDE))
     return make_app_of(lambda _config: Instant(gate=_gate(), max_side=side))
+
+
+class Losing(Instant):
+    """Loses its device at the first picture, which is the warm-up's."""
+
+    def draw(self, *_asked: object, **_named: object) -> Iterator[Progress]:
+        raise DeviceLost("the device failed: an illegal memory access was encountered")
+
+
+def make_losing() -> Starlette:
+    """The application round an engine that never comes up; Granian would call two short pauses a loop, and end."""
+    serve.PAUSES_S = (0.2, 5.6)
+    return make_app_of(lambda _config: Losing())
 
 
 def _gate() -> threading.Event:
@@ -207,4 +223,4 @@ def free_port() -> int:
 
 
 if __name__ == "__main__":
-    run(load_config(), None, "tests.api.server_process:make_app")
+    run(load_config(), None, f"tests.api.server_process:{(sys.argv[1:] or ['make_app'])[0]}")

@@ -447,13 +447,54 @@ def test_a_terminal_that_closes_ends_it_like_any_other_word_to_stop(tmp_path: Pa
         gate.unlink()
         answers, (asking,) = asking_for(server)
         until(lambda: statuses(server) == ["running"], "a request")
-        os.kill(server.process.pid, signal.SIGHUP)
+        os.killpg(server.process.pid, signal.SIGHUP)
         until(lambda: server.answers("/readyz") != 200, "it to be no longer ready")
         gate.touch()
         assert server.process.wait(60) == 0
         asking.join()
         assert answers == [200]
         assert "Traceback" not in server.log.read_text("utf-8")
+
+
+def test_under_nohup_a_terminal_may_close(tmp_path: Path) -> None:
+    handler = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # its children have it so as well
+    try:
+        with serving(tmp_path) as server:
+            os.killpg(server.process.pid, signal.SIGHUP)
+            assert draw(server).status == 200
+            server.until("/readyz", 200)
+    finally:
+        signal.signal(signal.SIGHUP, handler)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_told_by_the_terminal_and_by_its_supervisor_it_ends_at_once(tmp_path: Path, number: signal.Signals) -> None:
+    """A terminal tells both; told twice, Granian's worker stood still until it was killed, one time in four."""
+    for turn in range(6):
+        (folder := tmp_path / str(turn)).mkdir()
+        with serving(folder, shutdown_grace_s=1) as server:
+            os.killpg(server.process.pid, number)
+            assert server.process.wait(60) == 0
+            assert "Killing" not in server.log.read_text("utf-8")
+
+
+def test_told_to_stop_while_it_loads_it_ends_at_once(tmp_path: Path) -> None:
+    with serving(tmp_path, gate=tmp_path / "never", ready=False) as server:
+        assert server.answers("/healthz") == 200
+        os.kill(server.process.pid, signal.SIGTERM)
+        assert server.process.wait(20) == 0, "well before the grace of 30 s and the kill after it"
+
+
+def test_a_device_that_is_lost_at_every_start_is_given_up(tmp_path: Path) -> None:
+    """Each worker waits longer before it ends; the last one stays, and says what is wrong."""
+    with serving(tmp_path, module="tests.api.server_process make_losing", ready=False) as server:
+        first = server.worker()
+        server.until("/readyz", 503)
+        assert server.logged("3 starts in a row", 1) == 1
+        assert server.worker() != first
+        refused = server.ask("GET", "/readyz")
+        assert (refused.status, "retry-after" in refused.headers) == (503, False)
+        assert server.process.poll() is None
 
 
 def test_it_listens_where_a_name_says(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from tests import reference
+from zturbo.engine import losses
 from zturbo.engine.engine import Engine, LoadOptions
 from zturbo.engine.offload import stream_layers
 from zturbo.engine.progress import Picture, Progress, preview_steps
@@ -133,13 +134,35 @@ def test_the_version_is_bound_to_the_content(engine: Engine, tiny_folder: Path, 
         (copy / part).write_bytes(data)
 
 
-def test_a_device_that_failed_for_good_is_told_apart(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("error", [torch.AcceleratorError, RuntimeError])
+@pytest.mark.parametrize("lost", [True, False])
+def test_a_device_that_failed_for_good_is_told_apart(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, lost: bool, error: type[RuntimeError]
+) -> None:
+    """By asking it: after an illegal access Triton raises plain errors, and others may be of one launch alone."""
+
     def fail(*_: object) -> None:
-        raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered\nmore of it")
+        raise error("CUDA error: an illegal memory access was encountered\nmore of it")
 
     monkeypatch.setattr(type(engine.pipeline), "decode", fail)
-    with pytest.raises(DeviceLost, match="the device failed: CUDA error: an illegal memory access was encountered\n"):
+    monkeypatch.setattr(losses, "is_lost", lambda _device: lost)
+    told = "the device failed: CUDA error: an illegal memory access was encountered\n" if lost else "more of it"
+    with pytest.raises(DeviceLost if lost else error, match=told):
         draw(engine)
+
+
+def test_a_level_whose_making_loses_the_device_is_told_as_well(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("Triton Error [CUDA]: an illegal memory access was encountered")
+
+    monkeypatch.setattr(type(engine.levels), "__getitem__", fail)
+    monkeypatch.setattr(losses, "is_lost", lambda _device: True)
+    with pytest.raises(DeviceLost, match="Triton Error"):
+        draw(engine)
+
+
+def test_a_processor_is_never_lost() -> None:
+    assert not losses.is_lost(torch.device("cpu"))
 
 
 def test_too_large_a_picture_for_the_plan_is_refused(engine: Engine) -> None:

@@ -280,14 +280,20 @@ def large_and_small_at_work() -> tuple[AdmissionQueue, Ticket, Ticket]:
 def test_a_cancelled_ticket_does_not_rest_before_its_end() -> None:
     queue, large, _ = large_and_small_at_work()
     large.cancel()
-    queue.rest(large)
-    assert queue.take(large) is large
+    with pytest.raises(Cancelled):
+        queue.rest(large)
+    queue.end(large, "cancelled", 1.0)
 
 
 def test_a_ticket_that_is_cancelled_at_rest_is_woken_by_whoever_rests_for_it() -> None:
     """Cancelling wakes nobody; else both would wait for each other until the next request came."""
     queue, large, small = large_and_small_at_work()
-    at_rest, _ = in_the_background(lambda: queue.rest(large))
+
+    def rest() -> None:
+        with pytest.raises(Cancelled):  # what is left of its turn would be computed for nobody
+            queue.rest(large)
+
+    at_rest, _ = in_the_background(rest)
     at_rest.join(0.1)
     assert at_rest.is_alive()
     large.cancel()
@@ -407,7 +413,12 @@ def test_a_lost_device_ends_the_process_and_all_that_wait_are_told() -> None:
             raise DeviceLost("the device failed: an illegal memory access was encountered")
 
     ended, first, second = list[bool](), list[Any](), list[Any]()
-    worker = Worker(AdmissionQueue(8), Lost, end_process=lambda: ended.append(True))
+
+    def end(worked: bool) -> bool:
+        ended.append(worked)
+        return True
+
+    worker = Worker(AdmissionQueue(8), Lost, end_process=end)
     worker.engine = Lost()
     worker.queue.open()
     worker.queue.admit(request(), first.append)
@@ -418,6 +429,42 @@ def test_a_lost_device_ends_the_process_and_all_that_wait_are_told() -> None:
     assert any(isinstance(events[-1], DeviceLost) for events in (first, second))
     with pytest.raises(Busy, match="the device was lost"):
         worker.queue.check()
+
+
+@pytest.mark.parametrize("ends", [True, False])
+def test_a_device_lost_while_loading_is_tried_again_or_told_for_good(ends: bool) -> None:
+    def load() -> Any:
+        raise DeviceLost("the device failed: an illegal memory access was encountered")
+
+    told = list[bool]()
+
+    def end(worked: bool) -> bool:
+        told.append(worked)
+        return ends
+
+    worker = Worker(AdmissionQueue(8), load, end_process=end)
+    worker._run()
+    assert told == [False]
+    assert not worker.ready
+    with pytest.raises(Busy) as refused:
+        worker.queue.check()
+    assert (refused.value.retry_after_s is not None) == ends
+
+
+def test_who_has_used_its_share_is_told_when_its_own_request_is_done() -> None:
+    queue = AdmissionQueue(8)
+    queue.open()
+    queue.admit(request(), lambda _event: None, owner="b")
+    short = queue.take()
+    assert short is not None
+    queue.end(short, "done", 0.1 * short.cost, None)  # ten of cost a second
+    queue.admit(request(), lambda _event: None, owner="b")
+    assert queue.take() is not None
+    longs = [queue.admit(request(num_images=4), lambda _event: None, owner="a") for _ in range(6)]
+    with pytest.raises(Busy) as refused:
+        queue.admit(request(), lambda _event: None, owner="a")
+    assert refused.value.retry_after_s is not None
+    assert refused.value.retry_after_s >= 0.1 * longs[0].cost
 
 
 def test_what_a_failed_request_held_is_free_before_the_next() -> None:

@@ -68,7 +68,8 @@ def create_app(
             async with _chores(service, config.retention_days):
                 yield
                 worker.queue.drain()
-                await asyncio.to_thread(worker.join, config.shutdown_grace_s)
+                if worker.ready:  # else nothing was admitted, and loading cannot be stopped
+                    await asyncio.to_thread(worker.join, config.shutdown_grace_s)
                 await service.close()
         finally:
             await storage.close()

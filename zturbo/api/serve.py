@@ -6,6 +6,7 @@ the worker again should it die. Settings reach the worker through the environmen
 
 import asyncio
 import contextlib
+import logging
 import os
 import signal
 import socket
@@ -28,9 +29,16 @@ from zturbo.errors import ConfigError
 from zturbo.provenance import open_signer
 from zturbo.storage.embedded import open_storage, try_storage
 
+log = logging.getLogger("zturbo")
 ORPHAN_POLL_S = 0.5
 DYING_S = 1.0
 """For the answers of requests that a lost device ended."""
+PAUSES_S: tuple[float, ...] = (5.0, 15.0, 45.0, 120.0)
+"""After the first, second, ... start in a row at which the device was lost; then there is no further one."""
+LOST_EARLY = 3
+"""The exit status of a worker that lost its device before it could draw."""
+LOST_STARTS = "ZTURBO_LOST_STARTS"
+"""The environment's variable by which a worker is told how many in a row have ended so."""
 KILL_AFTER_S = 5
 """Seconds after the grace."""
 
@@ -62,16 +70,67 @@ def make_app_of(load: Callable[[Config], Draws]) -> Starlette:
     queue = AdmissionQueue(config.queue_limit)
     worker = Worker(queue, lambda: load(config), lambda: _load_safety(config), _die)
     if STOPPING is not None:
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # from a terminal; this process is told by its supervisor
+        _hear_once()
         signal.signal(STOPPING, lambda *_: _stop(worker.queue, config.shutdown_grace_s))
     return create_app(worker, lambda: open_storage(config), config, _show_key)
 
 
-def _die() -> None:
-    """End this worker, once its answers are on their way; its supervisor starts another."""
+def _die(worked: bool) -> bool:
+    """End this worker, once its answers are on their way; its supervisor starts another.
+
+    Args:
+        worked: whether it has drawn; one that has not waits before it ends, longer each time.
+
+    Returns:
+        False where it stays, to say what is wrong: too many in a row lost the device at their start.
+    """
+    lost = int(os.environ.get(LOST_STARTS, "0"))
+    if not worked and lost >= len(PAUSES_S):
+        log.critical("the device was lost at %d starts in a row: look after it, then start the server anew", lost + 1)
+        return False
+    pause_s, status = (DYING_S, 1) if worked else (PAUSES_S[lost], LOST_EARLY)
+    log.critical("this process ends in %g s, and another one tries", pause_s)
     logs.finish()
-    ending = threading.Timer(DYING_S, os.kill, (os.getpid(), signal.SIGKILL))
+    ending = threading.Timer(pause_s, os._exit, (status,))
     ending.daemon = True
     ending.start()
+    return True
+
+
+def _count_lost_starts(granian: Any) -> None:
+    """Have Granian tell each worker it starts how many before it lost the device at their start."""
+    respawn = granian._respawn_workers
+
+    def counted(*args: Any, **kwargs: Any) -> None:
+        early = granian.wrks[0].inner.exitcode == LOST_EARLY
+        os.environ[LOST_STARTS] = str(int(os.environ.get(LOST_STARTS, "0")) + 1 if early else 0)
+        respawn(*args, **kwargs)
+
+    granian._respawn_workers = counted
+
+
+def _hear_once() -> None:
+    """Told to stop twice, as by a terminal and by its supervisor, Granian's worker would stand still for ever."""
+    from granian import _signals
+
+    signals: Any = _signals
+    listen = signals.set_loop_signals
+
+    def hear(loop: asyncio.AbstractEventLoop) -> Any:
+        event, told = listen(loop), False
+
+        def stop() -> None:
+            nonlocal told
+            if not told:
+                told = True
+                event.set()
+
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, stop)
+        return event
+
+    signals.set_loop_signals = hear
 
 
 def _stop(queue: AdmissionQueue, grace_s: float) -> None:
@@ -146,8 +205,8 @@ def _say(text: str) -> None:
 def _tell_workers(granian: Any, number: int) -> None:
     """Have Granian tell its worker of a SIGTERM or SIGINT at once, not when all connections have ended.
 
-    A SIGHUP, as of a terminal that closes, is taken for one of these: Granian would start a second worker beside the
-    first, which holds the data folder.
+    A SIGHUP, as of a terminal that closes, is taken for one of these, unless it is ignored, as under nohup: Granian
+    would start a second worker beside the first, which holds the data folder.
     """
     interrupt, supervisor = granian.signal_handler_interrupt, os.getpid()
 
@@ -159,7 +218,9 @@ def _tell_workers(granian: Any, number: int) -> None:
                 os.kill(worker.inner.pid, number)
         interrupt(*args, **kwargs)
 
-    granian.signal_handler_interrupt = granian.signal_handler_reload = told
+    ignored = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    granian.signal_handler_interrupt = told
+    granian.signal_handler_reload = (lambda *_: None) if ignored else told
 
 
 def run(config: Config, config_file: Path | None, factory: str = "zturbo.api.serve:make_app") -> None:
@@ -205,4 +266,5 @@ def run(config: Config, config_file: Path | None, factory: str = "zturbo.api.ser
     )
     if STOPPING is not None:
         _tell_workers(granian, STOPPING)
+    _count_lost_starts(granian)
     granian.serve()

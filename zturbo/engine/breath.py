@@ -22,8 +22,10 @@ def breathe() -> None:
     """Called in the midst of long work that holds no lock: others may go first now."""
     if (rest := getattr(_rest, "call", None)) is not None:
         start = time.perf_counter()
-        rest()
-        _rest.seconds = rested_s() + time.perf_counter() - start
+        try:
+            rest()
+        finally:
+            _rest.seconds = rested_s() + time.perf_counter() - start
 
 
 def rested_s() -> float:

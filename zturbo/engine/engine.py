@@ -28,6 +28,7 @@ from zturbo.config import Config, adapters_of
 from zturbo.engine.breath import rested_s
 from zturbo.engine.catalog import NANO, Z_IMAGE_TURBO, local_path, resolve
 from zturbo.engine.lanes import Lanes, abreast, lane_count, sum_on_one_thread
+from zturbo.engine.losses import losses_told
 from zturbo.engine.machine import Machine, detect
 from zturbo.engine.offload import stream_layers
 from zturbo.engine.pipeline import Pipeline
@@ -38,7 +39,6 @@ from zturbo.engine.warming import keep_compiled, warm_up, warm_writer
 from zturbo.engine.writing import Writer, open_writer
 from zturbo.errors import (
     Cancelled,
-    DeviceLost,
     DoesNotFit,
     InvalidInput,
     Problem,
@@ -131,6 +131,7 @@ class Engine:
         Raises:
             WeightsError, WeightsNotFound, ConfigError: the files are missing, damaged or of another model.
             DeviceError, DoesNotFit: this machine cannot run it as asked.
+            DeviceLost: the device failed for good.
         """
         keep_compiled()
         builder = threading.Thread(target=build_passes if options.build else lambda: None, name="builder", daemon=True)
@@ -140,12 +141,28 @@ class Engine:
         machine = detect(options.device)
         plan = choose_plan(machine, model_size(checkpoint), options.dtype, options.quantization)
         loras = tuple(open_lora(file, checkpoint.transformer.config, scale) for file, scale in options.loras)
-        pipeline = build_pipeline(checkpoint, plan, loras, report)
-        pipeline.lanes = _lanes(machine, plan)
-        plan = replace(plan, attention=_attention(pipeline, options.attention))
         description = known.description if known else checkpoint.kind
         adapters = "".join(f"+{file_digest(file)[:8]}*{scale:g}" for file, scale in options.loras)
         info = ModelInfo(name, f"{name}@{checkpoint.version}{adapters}", path, known is NANO, description)
+        with losses_told(torch.device(plan.device)):
+            return cls._built(checkpoint, machine, plan, loras, info, options, builder, report)
+
+    @classmethod
+    def _built(
+        cls,
+        checkpoint: Checkpoint,
+        machine: Machine,
+        plan: Plan,
+        loras: tuple[Lora, ...],
+        info: ModelInfo,
+        options: LoadOptions,
+        builder: threading.Thread,
+        report: Callable[[str], None],
+    ) -> "Engine":
+        """The engine on its device; `builder` compiles what its passes need."""
+        pipeline = build_pipeline(checkpoint, plan, loras, report)
+        pipeline.lanes = _lanes(machine, plan)
+        plan = replace(plan, attention=_attention(pipeline, options.attention))
         builder.join()
         spare = _budget(machine) - plan.device_bytes
         writer = _writer(checkpoint, pipeline, plan, info, options)
@@ -211,9 +228,10 @@ class Engine:
             InvalidInput: the model's tokens do not divide the size.
         """
         self._check(params)
-        level = self.levels[params.acceleration]
+        with losses_told(self.pipeline.device):
+            level = self.levels[params.acceleration]
         images, steps, pipeline = params.num_images, params.steps, level.pipeline
-        work, shown = _Work(cancelled), preview_steps(steps, previews)
+        work, shown = _Work(cancelled, pipeline.device), preview_steps(steps, previews)
         expansion = None
         if params.prompt_expansion and self.writer is not None:
             yield Progress("expand", 0, images, 0, steps)
@@ -267,12 +285,17 @@ class Engine:
             return writer.expand(params.prompt, cancelled).for_seed(params.seed)
 
     def warm_up(self) -> None:
-        """On CUDA, expand two prompts, and draw the common shapes once at the level that was made ready."""
+        """On CUDA, expand two prompts, and draw the common shapes once at the level that was made ready.
+
+        Raises:
+            DeviceLost: the device failed for good.
+        """
         if self.pipeline.device.type == "cuda":
-            if self.writer is not None:
-                warm_writer(self.writer)
-            for level in self.levels.made():
-                warm_up(level.pipeline, self.plan.max_pixels)
+            with losses_told(self.pipeline.device):
+                if self.writer is not None:
+                    warm_writer(self.writer)
+                for level in self.levels.made():
+                    warm_up(level.pipeline, self.plan.max_pixels)
 
     def block(self) -> str:
         """The start-up block: what runs, how, and why, a line each."""
@@ -455,8 +478,8 @@ def _check_finite(latents: torch.Tensor, dtype: str) -> None:
 class _Work:
     """The stretches of one request's work, and their seconds by stage; pauses between two stretches do not count."""
 
-    def __init__(self, cancelled: Callable[[], bool]) -> None:
-        self._cancelled = cancelled
+    def __init__(self, cancelled: Callable[[], bool], device: torch.device) -> None:
+        self._cancelled, self._device = cancelled, device
         self._seconds: dict[str, float] = {}
 
     def do(self, stage: str, call: Callable[..., Result], *arguments: Any) -> Result:
@@ -469,10 +492,8 @@ class _Work:
         if self._cancelled():
             raise Cancelled("the request was cancelled")
         start = time.perf_counter() - rested_s()
-        try:
+        with losses_told(self._device):
             result = call(*arguments)
-        except torch.AcceleratorError as error:  # all later calls fail as well; out of memory is another error
-            raise DeviceLost(f"the device failed: {str(error).splitlines()[0]}", "start the process anew") from error
         self._seconds[stage] = self._seconds.get(stage, 0.0) + time.perf_counter() - rested_s() - start
         return result
 

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from zturbo.engine.fairness import FairOrder
 from zturbo.engine.progress import Progress, preview_steps
-from zturbo.errors import Busy
+from zturbo.errors import Busy, Cancelled
 from zturbo.params import GenerationParams
 
 State = Literal["waiting", "running", "done", "failed", "cancelled"]
@@ -178,7 +178,8 @@ class AdmissionQueue:
             raise Busy(f"the queue is full: {waiting} requests are waiting", self._wait_s())
         own = sum(ticket.owner == owner for ticket in self._waiting) + asking.get(owner, 0)
         if self.limit >= SHARED and own and own + 1 > (self.limit - (waiting - own)) * OWN_SHARE:
-            raise Busy(f"{own} requests of this key are waiting; the other places are for other keys", self._wait_s())
+            refusal = f"{own} requests of this key are waiting; the other places are for other keys"
+            raise Busy(refusal, self._wait_s(owner))
 
     def admit(
         self, params: GenerationParams, publish: Callable[[Any], None], previews: int = 0, owner: str = ""
@@ -225,13 +226,19 @@ class AdmissionQueue:
                 self._changed.wait()
 
     def rest(self, ticket: Ticket) -> None:
-        """Wait, in the midst of a ticket's turn, until fewer than `abreast` others that go before it are at theirs."""
+        """Wait, in the midst of a ticket's turn, until fewer than `abreast` others that go before it are at theirs.
+
+        Raises:
+            Cancelled: the ticket was cancelled; what is left of its turn would be for nobody.
+        """
         if len(self._at_work) > self.abreast:  # a look without the lock; whoever comes now is seen next time
             with self._changed:
                 if self._gives_way(ticket):
                     self._changed.notify_all()  # who goes before it may be at rest: a cancelled ticket wakes nobody
                 while self._gives_way(ticket):
                     self._changed.wait()
+            if ticket.cancelled():
+                raise Cancelled("the request was cancelled")
 
     def end(
         self,
@@ -314,13 +321,16 @@ class AdmissionQueue:
         if decoding is not None:
             self._decoding = _between(self._decoding, decoding)
 
-    def _wait_s(self) -> int:
-        """Seconds until a ticket has been worked off and its place is free, at the measured rate."""
+    def _wait_s(self, owner: str | None = None) -> int:
+        """Seconds until a ticket, or one of this owner's that wait, has been worked off, at the measured rate."""
         if self._rate is None or not (self._at_work or self._waiting):
             return UNKNOWN_WAIT_S
-        first = min([*self._at_work, *self._waiting], key=self._rank)
-        left = 0.0 if first.cancelled() else first.left  # it ends at its next turn
-        return max(1, math.ceil(left / self._rate))
+        left = 0.0
+        for ticket in sorted([*self._at_work, *self._waiting], key=self._rank):
+            left += 0.0 if ticket.cancelled() else ticket.left  # it ends at its next turn
+            if owner is None or (ticket.owner == owner and ticket in self._waiting):
+                break
+        return max(1, math.ceil(left / self._rate / (1 if owner is None else self.abreast)))
 
 
 def _between(old: float, new: float) -> float:

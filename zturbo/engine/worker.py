@@ -47,7 +47,8 @@ class Worker:
         queue: where tickets come from; it is opened after a warm-up picture.
         load: makes the engine, on the worker's thread.
         load_safety: makes what judges pictures, on the same thread and before: without it nothing is drawn.
-        end_process: called where the device is lost, which only another process can use again.
+        end_process: called where the device is lost, which only another process can use again, with whether anything
+            had been drawn; it returns whether this process ends.
     """
 
     def __init__(
@@ -55,13 +56,15 @@ class Worker:
         queue: AdmissionQueue,
         load: Callable[[], Draws],
         load_safety: Callable[[], Safety] = Safety,
-        end_process: Callable[[], None] = lambda: None,
+        end_process: Callable[[bool], bool] = lambda _worked: False,
     ) -> None:
         self.queue = queue
         self.engine: Any = None
         self.safety = Safety()
         self.failure: BaseException | None = None
         self._load, self._load_safety, self._end_process = load, load_safety, end_process
+        self.ready = False
+        """Whether the queue has been opened: until then nothing can have been admitted."""
         self._drawings: dict[Ticket, _Drawing] = {}
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
@@ -85,11 +88,12 @@ class Worker:
             self.failure = error
             reason = "the model or its safety checker could not be loaded"
             log.critical("%s: %s", reason, error, exc_info=not isinstance(error, ZTurboError))
-            if isinstance(error, DeviceLost):
-                self._abandon(error)
+            if isinstance(error, DeviceLost) and self._end_process(False):
+                self.queue.drain("the device was lost while the model was loading; it is tried again")
                 return
             self.queue.drain(reason, broken=True)  # without the error, whose paths are nobody's business but the log's
             return
+        self.ready = True
         self.queue.open(lanes, abreast)
         others = [threading.Thread(target=self._lane, name="engine", daemon=True) for _ in range(lanes - 1)]
         for thread in others:
@@ -132,7 +136,7 @@ class Worker:
         log.critical("%s; this process ends", error)
         self.queue.drain("the device was lost")
         self.queue.give_up("the device was lost")
-        self._end_process()
+        self._end_process(True)
 
     def _end(self, ticket: Ticket, state: Literal["done", "failed", "cancelled"]) -> None:
         drawing = self._drawings.pop(ticket)

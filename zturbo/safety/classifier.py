@@ -129,7 +129,8 @@ def _load(name: str, folder: Path) -> tuple[Any, Any]:
     try:
         _json(folder / PREPROCESSOR)
         processor = transformers.AutoImageProcessor.from_pretrained(str(folder), backend="pil", **local)
-        config = transformers.AutoConfig.from_pretrained(str(folder), **local)
+        # Not PyTorch's attention: which kernels it may take is the process's, and who draws beside it changes that.
+        config = transformers.AutoConfig.from_pretrained(str(folder), attn_implementation="eager", **local)
         with torch.device("meta"):
             kind = type(transformers.AutoModelForImageClassification.from_config(config, trust_remote_code=False))
         model, report = kind.from_pretrained(
