@@ -439,3 +439,82 @@ def test_a_key_with_a_name_in_another_script_hides_no_list(run: Callable[..., To
     environment = {**os.environ, "PYTHONIOENCODING": "latin-1"}
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, env=environment)
     assert b"\\u043a\\u043b\\u044e\\u0447" in told.stdout
+
+
+def test_a_damaged_database_gives_no_backup(run: Callable[..., Told], data: Path, tmp_path: Path) -> None:
+    fill(data)
+    with (data / "records.sqlite").open("r+b") as file:
+        file.seek(6 * 4096)
+        file.write(b"\xa5" * 4096)
+    told = run("backup", str(tmp_path / "copy"))
+    assert told.code == 1
+    assert "records.sqlite is damaged" in told.err
+    assert not (tmp_path / "copy").exists()
+
+
+def test_a_backup_told_to_stop_leaves_nothing(data: Path, tmp_path: Path) -> None:
+    """By a time-out of cron's or systemd's, or by a terminal that closes."""
+    fill(data)
+    program = (
+        "import os, signal, sys\nfrom zturbo.cli import main\nfrom zturbo.storage import embedded\n"
+        "def copy(*_):\n    os.kill(os.getpid(), signal.SIGTERM)\n    return 0\n"
+        "embedded.copy_pictures = copy\nsys.exit(main())"
+    )
+    done = subprocess.run([sys.executable, "-c", program, "backup", str(tmp_path / "copy")], capture_output=True)
+    assert (done.returncode, done.stdout) == (130, b"")
+    assert b"stopped" in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]
+
+
+# Odd input
+
+
+def test_a_whole_key_in_the_place_of_its_prefix_is_not_shown(run: Callable[..., Told]) -> None:
+    whole = run("keys", "create", "phone").out.strip()
+    for command in (("keys", "show"), ("keys", "revoke"), ("keys", "update"), ("logs", "--key"), ("usage", "--key")):
+        told = run(*command, whole)
+        assert (told.code, told.out) == (2, "")
+        assert "the first 8 characters" in told.err
+        assert "got a whole key" in told.err
+        assert whole not in told.err
+    assert run("logs", "--key", "\udcff").code == 2
+
+
+def test_a_balance_has_a_ceiling(run: Callable[..., Told]) -> None:
+    assert run("balance", "--set", "4503599627").code == 0
+    told = run("balance", "--add", "4503599627")
+    assert told.code == 2
+    assert "4503599627 USD" in told.err
+    assert run("balance", "--json").json()["balance"] == 4_503_599_627 * 2_000_000
+
+
+def test_a_folder_that_cannot_be_looked_into_is_told(run: Callable[..., Told], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ZTURBO_DATA_DIR", "/tmp/" + "a" * 300)
+    told = run("balance")
+    assert told.code == 1
+    assert "File name too long" in told.err
+    assert "hint: choose a shorter name" in told.err
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="the system has no device that is always full")
+def test_what_cannot_be_written_is_told(run: Callable[..., Told]) -> None:
+    def full(*arguments: str) -> tuple[int, str]:
+        with Path("/dev/full").open("wb") as output:
+            command = [sys.executable, "-m", "zturbo", *arguments]
+            done = subprocess.run(command, stdout=output, stderr=subprocess.PIPE, text=True)
+        return done.returncode, done.stderr
+
+    code, told = full("keys", "create", "phone")
+    (key,) = run("keys", "list", "--json").json()["data"]
+    assert code == 1
+    assert f"the key {key['prefix']} was made, but could not be shown: No space left on device" in told
+    assert "Exception ignored" not in told
+    code, told = full("balance")
+    assert (code, told) == (1, "zturbo: cannot write the output: No space left on device\n")
+
+
+def test_a_reader_that_has_seen_enough_is_no_error() -> None:
+    command = f"{sys.executable} -m zturbo keys create phone --json | true"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True)
+    assert "Exception" not in done.stderr
+    assert "internal error" not in done.stderr

@@ -11,6 +11,7 @@ Exit codes: 0 done; 2 bad input, told with what was got and what is allowed; 1 a
 --help is instant. ZTURBO_DEBUG=1 shows tracebacks.
 """
 
+import errno
 import io
 import json
 import os
@@ -26,7 +27,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import typer
 
 from zturbo import __version__, cli_records
-from zturbo.cli_options import ConfigFile, Json, write_path
+from zturbo.cli_options import ConfigFile, Json, stoppable, write_path
 from zturbo.config import Config, load_config
 from zturbo.errors import (
     ConfigError,
@@ -50,6 +51,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 INTERRUPTED = 130
+UNWRITTEN = (errno.EPIPE, errno.ENOSPC, errno.EIO)
+"""What a write to stdout may end in."""
 BAD_INPUT = (WeightsNotFound, ConfigError, DeviceError)
 """Errors in what the user typed or set, beside InvalidInput: a model, device or setting that is not there."""
 MAX_STDIN_BYTES = 1 << 20
@@ -107,17 +110,43 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         the exit code. Errors have been told on stderr by then; with ZTURBO_DEBUG=1 they are raised instead.
     """
+    if sys.stdout is None:  # closed by the caller
+        sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115  # until the process ends
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a name in another script must not hide the whole list
+    code = _run(arguments)
     try:
-        code = app(args=arguments, prog_name="zturbo", standalone_mode=False)
+        sys.stdout.flush()
+    except OSError as error:
+        return _unwritten(error, told=code != 0) or code
+    return code
+
+
+def _run(arguments: Sequence[str] | None) -> int:
+    """`main`, but for what is left to be written."""
+    try:
+        code: int | None = app(args=arguments, prog_name="zturbo", standalone_mode=False)
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in UNWRITTEN and error.filename is None:  # files have a name
+            return _unwritten(error)
         if os.environ.get("ZTURBO_DEBUG") == "1":
             raise
         return _tell(error)
     if code == INTERRUPTED:
         _say("zturbo: stopped; nothing was left half written")
     return code or 0
+
+
+def _unwritten(error: OSError, *, told: bool = False) -> int:
+    """Send nowhere what stdout did not take, which the interpreter would try to write once more.
+
+    Args:
+        told: whether something else has gone wrong, and has been told, before.
+    """
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    if error.errno != errno.EPIPE and not told:  # a reader that has seen enough is no error to speak of
+        _say(f"zturbo: cannot write the output: {error.strerror}")
+    return 0 if told else 1
 
 
 @app.callback(invoke_without_command=True)
@@ -197,7 +226,7 @@ def generate(
     flags |= {"acceleration": acceleration, "metadata": False if no_metadata else None}
     config = _gather(problems, lambda: load_config(flags, config_file))
     values = {
-        "prompt": _prompt(prompt),
+        "prompt": _gather(problems, lambda: _prompt(prompt)),
         "size": size,
         "steps": _number(steps),
         "seed": _number(seed),
@@ -232,7 +261,8 @@ def generate(
         if paths[-1] is not None and not as_json:
             write_path(paths[-1])
 
-    done = _draw(engine, params, quiet, keep, expansion)
+    with stoppable():
+        done = _draw(engine, params, quiet, keep, expansion)
     timings = {"load": load_s, **done.timings}
     if as_json:
         print(json.dumps(_summary(engine, params, done, paths, flagged, timings)))
@@ -369,13 +399,14 @@ class Target:
             )
         if file is not None and len(os.fsencode(file.name)) > MAX_FILE_NAME:
             raise _refused(f"the name {shown(file.name)} is too long for a file", output, "choose a shorter one")
-        if file is not None and file.is_dir():
+        if file is not None and os.path.isdir(file):  # noqa: PTH112  # which says no where a path may not be searched
             raise _refused(f"{output!r} is a folder", output, f"name a file in it: {file / ('picture' + extension)}")
         folder = file.parent if file is not None else config.output_dir
-        if not folder.is_dir():
-            raise _refused(f"{str(folder)!r} is no folder", output, "make it first")
+        name, received = ("--output", output) if file is not None else ("output_dir", str(folder))
+        if not os.path.isdir(folder):  # noqa: PTH112
+            raise _refused(f"{str(folder)!r} is no folder", received, "make it first, or choose another one", name)
         if not os.access(folder, os.W_OK | os.X_OK):
-            raise _refused(f"you may not write to the folder {str(folder)!r}", output, "choose another one")
+            raise _refused(f"you may not write to the folder {str(folder)!r}", received, "choose another one", name)
         return cls(folder, file, False, extension)
 
     def write(self, data: bytes, number: int, params: GenerationParams, seed: int) -> Path | None:
@@ -401,8 +432,8 @@ def _refuse_stdout(params: GenerationParams, as_json: bool) -> None:
         raise _refused("a picture is no text for a terminal", "-", "send stdout to a file or to another program")
 
 
-def _refused(message: str, received: object, hint: str) -> InvalidInput:
-    return InvalidInput([Problem(("--output",), message, received, hint)])
+def _refused(message: str, received: object, hint: str, name: str = "--output") -> InvalidInput:
+    return InvalidInput([Problem((name,), message, received, hint)])
 
 
 def _format_of(output: str | None) -> str | None:
@@ -428,8 +459,13 @@ def _gather(problems: list[Problem], check: Callable[[], T]) -> T | None:
 def _prompt(text: str) -> str:
     if text != "-":
         return text
+    if sys.stdin is None:
+        raise InvalidInput([Problem(("PROMPT",), "stdin is closed, so there is nothing to read", None)])
+    read = sys.stdin.buffer.read(MAX_STDIN_BYTES + 1)
+    if len(read) > MAX_STDIN_BYTES:
+        raise InvalidInput([Problem(("PROMPT",), f"stdin has more than {MAX_STDIN_BYTES} bytes", None)])
     try:
-        return sys.stdin.buffer.read(MAX_STDIN_BYTES).decode("utf-8-sig").rstrip("\r\n")
+        return read.decode("utf-8-sig").rstrip("\r\n")
     except UnicodeDecodeError as error:
         message = f"stdin must be UTF-8 text; byte {error.start} is 0x{error.object[error.start]:02x}"
         raise InvalidInput([Problem(("PROMPT",), message, None)]) from error

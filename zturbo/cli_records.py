@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from zturbo.cli_options import ConfigFile, Json, write_path
+from zturbo.cli_options import ConfigFile, Json, stoppable, write_path
 from zturbo.config import load_config
-from zturbo.errors import InvalidInput, NoSuchKey, Problem
+from zturbo.errors import InvalidInput, NoSuchKey, Problem, ZTurboError
 
 if TYPE_CHECKING:
     from zturbo.keys import Facts
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 FLAGS = {"name": "--name", "scopes": "--scope", "enabled": "--disable", "expires_ms": "--expires", "limit": "--limit"}
 """What a key's owner decides -> what these commands call it."""
+HINTS = {"--expires": "also 36h or 90d from now, or never", "--limit": "as 5, 0.50/day, 5/week, 5/month; or none"}
+"""What these flags take beside what HTTP does."""
 MAX_ROWS = 1000
 """Of a page of the log."""
 
@@ -86,6 +88,8 @@ def create(
     from zturbo.keys import create as create_key
     from zturbo.storage.embedded import now_ms
 
+    if sys.__stdout__ is None:
+        raise ZTurboError("stdout is closed, and the key is shown nowhere else", "send stdout to a file or a terminal")
     facts = _facts({"name": name, "scopes": scope} | _limit_and_expiry(limit, expires), {"name": "NAME"})
 
     async def job(records: "Records") -> tuple[dict[str, Any], str]:
@@ -93,7 +97,11 @@ def create(
         return await _report(records.ledger, key), text
 
     report, text = _with_records(config_file, job, make=True)
-    print(json.dumps({"data": report | {"key": text}}) if as_json else text)
+    try:
+        print(json.dumps({"data": report | {"key": text}}) if as_json else text, flush=True)
+    except OSError as error:
+        made = f"the key {report['prefix']} was made, but could not be shown: {error.strerror}"
+        raise ZTurboError(made, f"`zturbo keys revoke {report['prefix']}`, and make another") from error
     if not as_json:
         _say(f"{_sentence(report)}; the key is shown this once")
 
@@ -116,6 +124,8 @@ def list_keys(as_json: Json = False, config_file: ConfigFile = None) -> None:
 @keys.command()
 def show(prefix: Prefix, as_json: Json = False, config_file: ConfigFile = None) -> None:
     """Describe a key: what it may do, and what it has spent."""
+
+    _check_prefix("PREFIX", prefix)
 
     async def job(records: "Records") -> dict[str, Any]:
         key = await records.keys.get(prefix)
@@ -141,9 +151,11 @@ def update(
     from zturbo.keys import change
     from zturbo.storage.embedded import now_ms
 
+    _check_prefix("PREFIX", prefix)
     facts = _facts({"name": name, "scopes": scope, "enabled": enabled} | _limit_and_expiry(limit, expires))
     if not facts:
-        raise InvalidInput([Problem((prefix,), "nothing to change", None, f"give one of {', '.join(FLAGS.values())}")])
+        flags = ", ".join([*FLAGS.values(), "--enable"])
+        raise InvalidInput([Problem((prefix,), "nothing to change", None, f"give one of {flags}")])
 
     async def job(records: "Records") -> dict[str, Any]:
         return await _report(records.ledger, await change(records.keys, prefix, facts, now_ms(), FLAGS))
@@ -156,6 +168,7 @@ def revoke(prefix: Prefix, as_json: Json = False, config_file: ConfigFile = None
     """Delete a key for good; its requests stay in the log."""
     from zturbo.keys import revoke as revoke_key
 
+    _check_prefix("PREFIX", prefix)
     _with_records(config_file, lambda records: revoke_key(records.keys, prefix))
     if as_json:
         print(json.dumps({"data": {"prefix": prefix, "deleted": True}}))
@@ -271,7 +284,8 @@ def backup(
 
     from zturbo.storage.embedded import back_up
 
-    count = asyncio.run(back_up(load_config({}, config_file), folder, pictures))
+    with stoppable():
+        count = asyncio.run(back_up(load_config({}, config_file), folder, pictures))
     if as_json:
         print(json.dumps({"folder": str(folder), "pictures": count}))
     else:
@@ -304,11 +318,17 @@ def _with_records(config_file: Path | None, job: Callable[["Records"], Awaitable
 
 async def _settle(ledger: "Ledger", credits: dict[str, int | None], now_ms: int) -> "Account":
     """Change the account as the flags ask; returns it as it is then."""
+    from zturbo.pricing import CREDITS_PER_USD
+    from zturbo.storage.records import MAX_CREDITS
+
     more = credits.get("--add")
     balance = credits["--set"] if "--set" in credits else (await ledger.account()).balance
     if more is not None and balance is None:  # before anything is changed
         hint = "set one first: zturbo balance --set USD"
         raise InvalidInput([Problem(("--add",), "the balance is unlimited, so there is nothing to add to", None, hint)])
+    if more is not None and balance is not None and balance + more > MAX_CREDITS:
+        most = f"the balance would be more than an account holds, {MAX_CREDITS // CREDITS_PER_USD} USD"
+        raise InvalidInput([Problem(("--add",), most, None, "add less, or `zturbo balance --set unlimited`")])
     if "--set" in credits or "--low" in credits:
         low = credits.get("--low")
         await ledger.set_account(credits.get("--set", "unchanged"), "unchanged" if low is None else low, now_ms)
@@ -322,7 +342,9 @@ def _facts(values: dict[str, Any], names: dict[str, str] | None = None) -> "Fact
     try:
         return read(values, now_ms(), FLAGS | (names or {}))
     except InvalidInput as error:  # the parts of a limit are one flag here
-        raise InvalidInput([replace(problem, path=problem.path[:1]) for problem in error.problems]) from None
+        problems = [replace(problem, path=problem.path[:1], hint=HINTS.get(problem.path[0], problem.hint))
+                    for problem in error.problems]  # fmt: skip
+        raise InvalidInput(problems) from None
 
 
 def _limit_and_expiry(limit: str | None, expires: str | None) -> dict[str, Any]:
@@ -345,6 +367,20 @@ def _moment(text: str) -> str:
     return iso(now_ms() + read_duration(text, ())) if re.fullmatch(PERIOD_PATTERN, text) else text
 
 
+def _check_prefix(name: str, prefix: str) -> None:
+    """Refuse what is no key's prefix; a whole key, pasted in its place, is not shown again.
+
+    Raises:
+        InvalidInput: it is none.
+    """
+    from zturbo.params import shown
+
+    if re.fullmatch("[0-9a-f]{8}", prefix):
+        return
+    got = "a whole key" if re.fullmatch("[0-9a-fA-F]{32}", prefix) else shown(prefix)
+    raise InvalidInput([Problem((name,), f"must be the first 8 characters of a key, as 0a1b2c3d; got {got}", None)])
+
+
 def _word_problems(flag: str, value: str, *allowed: str) -> list[Problem]:
     from zturbo.params import shown
 
@@ -361,6 +397,8 @@ def _query(
     from zturbo.reports import Query
     from zturbo.storage.embedded import now_ms
 
+    if key is not None:
+        _check_prefix("--key", key)
     values = {"period": period, "start": start, "end": end}
     try:
         found = read_period(values, now_ms(), {name: f"--{name}" for name in values})

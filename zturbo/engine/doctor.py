@@ -47,7 +47,8 @@ class Report:
     def as_dict(self) -> dict[str, Any]:
         models = [asdict(diagnosis) | {"advice": diagnosis.advice()} for diagnosis in self.diagnoses]
         versions = {"zturbo": __version__, "torch": torch.__version__}
-        return {"versions": versions, "machine": asdict(self.machine), "models": models}
+        machine = asdict(self.machine) | {"fp8": self.machine.fp8}
+        return {"versions": versions, "machine": machine, "models": models}
 
     def text(self) -> str:
         return "\n\n".join([_machine_text(self.machine), *map(_diagnosis_text, self.diagnoses)])

@@ -12,6 +12,7 @@ be an error and not a signal.
 
 import asyncio
 import contextlib
+import errno
 import os
 import queue
 import re
@@ -53,6 +54,14 @@ _HINTS = {
     "locked": "another program keeps the database locked",
     "malformed": _RESTORE,
     "not a database": f"choose another file; or {_RESTORE}",
+}
+_OS_HINTS = {
+    errno.EACCES: "run this as the user that the server runs as, or let this one read and write there",
+    errno.ENOENT: "make the folder above it first",
+    errno.ENOTDIR: "a part of that path is a file",
+    errno.ENOSPC: _HINTS["full"],
+    errno.EROFS: "mount it so that it can be written to",
+    errno.ENAMETOOLONG: "choose a shorter name",
 }
 
 
@@ -261,6 +270,7 @@ class Database:
                 os.close(os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
                 with contextlib.closing(sqlite3.connect(temporary)) as copy:
                     source.backup(copy)  # in one step, so that it is one moment
+                    _check_whole(copy, self.path)
                     copy.execute("PRAGMA journal_mode = DELETE")  # one file, without a log beside it
                 with temporary.open("rb") as file:
                     os.fsync(file.fileno())
@@ -270,6 +280,18 @@ class Database:
                 source.close()
                 for rest in ("", "-journal", "-wal", "-shm"):
                     temporary.with_name(temporary.name + rest).unlink(missing_ok=True)
+
+
+def _check_whole(copy: sqlite3.Connection, path: Path) -> None:
+    """Refuse the copy of a damaged database: it would be kept in a sound one's place.
+
+    Raises:
+        StorageError: pages or indexes are damaged.
+    """
+    with translated(path):
+        (found,) = copy.execute("PRAGMA quick_check(1)").fetchone()
+        if found != "ok":
+            raise StorageError(f"{path} is damaged: {found}", _RESTORE)
 
 
 def shipped_migrations() -> list[Migration]:
@@ -326,7 +348,9 @@ def translated(path: Path) -> Iterator[None]:
         hint = next((hint for words, hint in _HINTS.items() if words in str(error)), "")
         raise StorageError(f"cannot use {path}: {error}", hint) from error
     except OSError as error:
-        raise StorageError(f"cannot use {path}: {error.strerror or error}") from error
+        raise StorageError(
+            f"cannot use {path}: {error.strerror or error}", _OS_HINTS.get(error.errno or 0, "")
+        ) from error
 
 
 def _tell(futures: list[asyncio.Future[Any]], results: list[Any]) -> None:

@@ -74,9 +74,10 @@ async def open_records(config: Config, *, make: bool) -> SqliteRecords:
     Raises:
         StorageError: there are none, or they cannot be read or written.
     """
-    if not make and not config.records_file.is_file():
-        hint = "`zturbo serve` and `zturbo keys create` make them; ZTURBO_DATA_DIR names the folder"
-        raise StorageError(f"there are no records in {config.records_file.parent}", hint)
+    with translated(config.records_file):
+        if not make and not config.records_file.is_file():
+            hint = "`zturbo serve` and `zturbo keys create` make them; ZTURBO_DATA_DIR names the folder"
+            raise StorageError(f"there are no records in {config.records_file.parent}", hint)
     return await open_sqlite(config.records_file)
 
 

@@ -65,7 +65,7 @@ def existing(text: str) -> Path | None:
     """The file or folder that a text names, `~` at its start being a home folder; None where there is none."""
     try:
         path = Path(text).expanduser()
-        return path if path.exists() else None
+        return path if text and path.exists() else None
     except (OSError, RuntimeError):  # too long for a path; "~name" of nobody
         return None
 
