@@ -229,7 +229,7 @@ class Config:
         0,
         _whole(0, MAX_THREADS),
         f"an integer from 0 to {MAX_THREADS}",
-        "CPU threads of the computation; 0 leaves it to torch.",
+        "CPU threads of the computation; 0 takes PyTorch's number, at most what the control group allows.",
     )
     output_dir: Path = _setting(  # noqa: RUF009  # it is a dataclasses.field
         Path(), _folder, "a folder", "Where pictures are put when no output file is named; the current folder at first."

@@ -405,6 +405,33 @@ def test_a_build_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         native.library.cache_clear()
 
 
+def test_a_build_that_a_power_cut_left_empty_is_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = native.target()
+    native.build()
+    (kept := tmp_path / made.name).touch()
+    monkeypatch.setattr(native, "target", lambda: kept)
+    monkeypatch.setattr(native, "_compile", lambda path: shutil.copy(made, path))
+    native.build()
+    assert kept.read_bytes() == made.read_bytes()
+
+
+def test_the_first_of_two_builds_keeps_its_name(tmp_path: Path) -> None:
+    """Another machine that shares the folder may have mapped it, and would lose its pages."""
+    first, second, path = tmp_path / "first", tmp_path / "second", tmp_path / "kernels.so"
+    first.write_text("first")
+    second.write_text("second")
+    native._publish(first, path)
+    native._publish(second, path)
+    assert path.read_text() == "first"
+
+
+def test_a_compiler_may_come_with_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CC", "cc -m64")
+    assert native.compiler() == (shutil.which("cc"), "-m64")
+    monkeypatch.setenv("CC", "no-such-compiler -m64")
+    assert native.compiler() is None
+
+
 def test_without_a_home_folder_only_the_kernels_are_left_out(tiny_folder: Path, homeless: None) -> None:
     caches = (native.target, native.library)
     for one in caches:
@@ -498,7 +525,7 @@ def tiles(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     assert program is not None
     general = [flag for flag in native.FLAGS if flag != "-march=native"]
     front = str(Path(__file__).with_name("matrix_tiles.h"))
-    command = [program, *general, "-mfma", "-mavx512f", "-mavx512bw", "-Wall", "-Wextra", "-Werror", "-include", front]
+    command = [*program, *general, "-mfma", "-mavx512f", "-mavx512bw", "-Wall", "-Wextra", "-Werror", "-include", front]
     subprocess.run([*command, str(native.SOURCE), "-o", str(made), "-lm"], check=True)
     return ctypes.CDLL(str(made))
 
@@ -547,9 +574,9 @@ AVX512 = ("-mavx512f", "-mavx512bw", "-mavx512vnni", "-mavx512bf16")
 def test_every_instruction_set_compiles(tmp_path: Path, flags: tuple[str, ...]) -> None:
     program = native.compiler()
     assert program is not None
-    assert shutil.which(program)
+    assert shutil.which(program[0])
     general = [flag for flag in native.FLAGS if flag != "-march=native"]
-    command = [program, *general, "-O1", "-mavx2", "-mfma", *flags, "-Wall", "-Wextra", "-Werror", str(native.SOURCE)]
+    command = [*program, *general, "-O1", "-mavx2", "-mfma", *flags, "-Wall", "-Wextra", "-Werror", str(native.SOURCE)]
     done = subprocess.run([*command, "-o", str(tmp_path / "all.so")], capture_output=True, text=True, check=False)
     if "unrecognized" in done.stderr:
         pytest.skip(f"this compiler does not know {flags}")

@@ -52,6 +52,15 @@ def test_a_product_is_close(scheme: Scheme, limit: float, dtype: torch.dtype) ->
     assert relative_error(found, x @ weight.T) < limit
 
 
+def test_a_processor_without_integer_products_multiplies_in_floats(monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyTorch's other way there takes value by value, many times as long."""
+    torch.manual_seed(0)
+    weight, x = torch.randn(96, 128), torch.randn(2, 40, 128)
+    monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: False)
+    monkeypatch.setattr(torch, "_int_mm", None)
+    assert relative_error(filled("int8", weight)(x), x @ weight.T) < 0.01
+
+
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_one_loud_token_does_not_drown_the_others(scheme: Scheme) -> None:
     """Hidden values of the real model reach 6.6e4 in few tokens: one scale for all would round the others to zero."""

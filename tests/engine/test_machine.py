@@ -3,8 +3,11 @@
 from pathlib import Path
 
 import pytest
+import torch
 
-from zturbo.engine.machine import control_group_free
+from zturbo.config import Config
+from zturbo.engine import engine
+from zturbo.engine.machine import control_group_cores, control_group_free
 from zturbo.engine.plan import GIB
 
 HOST = 64 * GIB
@@ -58,3 +61,29 @@ def test_a_full_group_leaves_nothing(tmp_path: Path, own: str, used: int) -> Non
 def test_without_groups_all_is_left(tmp_path: Path) -> None:
     assert free(tmp_path) == 64
     assert control_group_free(HOST, tmp_path, tmp_path / "nothing") == HOST
+
+
+def test_a_limit_of_processor_time_counts_as_cores(tmp_path: Path) -> None:
+    def cores(own: str) -> float:
+        (membership := tmp_path / "own").write_text(f"0::{own}\n")
+        return control_group_cores(tmp_path, membership)
+
+    (inner := tmp_path / "a.slice" / "zturbo.service").mkdir(parents=True)
+    assert cores("/a.slice/zturbo.service") == float("inf")
+    (inner / "cpu.max").write_text("max 100000\n")
+    (tmp_path / "a.slice" / "cpu.max").write_text("250000 100000\n")
+    assert cores("/a.slice/zturbo.service") == 2.5
+    (inner / "cpu.max").write_text("50000 100000\n")
+    assert cores("/a.slice/zturbo.service") == 0.5
+    assert cores("/b.slice") == float("inf")
+
+
+def test_no_more_threads_than_the_control_group_leaves(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken = list[int]()
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 64)
+    monkeypatch.setattr(torch, "set_num_threads", taken.append)
+    monkeypatch.setattr(engine.Engine, "load", lambda *_: None)
+    for cores, threads in ((1.5, 0), (float("inf"), 0), (1.5, 8)):
+        monkeypatch.setattr(engine, "control_group_cores", lambda cores=cores: cores)
+        engine.Engine.load_configured(Config(threads=threads))
+    assert taken == [2, 8], "what the setting says goes before"

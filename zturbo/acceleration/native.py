@@ -12,6 +12,7 @@ import ctypes
 import hashlib
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -91,9 +92,11 @@ def _folder_in_use() -> Iterator[None]:
         raise Unavailable(f"the folder of their builds cannot be used: {error}") from error
 
 
-def compiler() -> str | None:
-    """The C compiler's path: $CC, or `cc`."""
-    return shutil.which(os.environ.get("CC") or "cc")
+def compiler() -> tuple[str, ...] | None:
+    """The C compiler's path and its arguments: $CC, or `cc`."""
+    words = shlex.split(os.environ.get("CC") or "cc")
+    program = shutil.which(words[0]) if words else None
+    return None if program is None else (program, *words[1:])
 
 
 def _refuse_other_processors() -> None:
@@ -112,8 +115,8 @@ def target() -> Path:
     program = compiler()
     if program is None:
         raise Unavailable("there is no C compiler (cc)")
-    version = _run(program, "--version", timeout_s=VERSION_TIMEOUT_S).stdout
-    parts = (SOURCE.read_text("utf-8"), " ".join(FLAGS), version, " ".join(sorted(features())), _model())
+    version = _run(*program, "--version", timeout_s=VERSION_TIMEOUT_S).stdout
+    parts = (SOURCE.read_text("utf-8"), " ".join((*program[1:], *FLAGS)), version, _model())
     return folder() / f"kernels-{hashlib.sha256('|'.join(parts).encode()).hexdigest()[:20]}.so"
 
 
@@ -132,9 +135,9 @@ def _run(program: str, *arguments: str, timeout_s: float) -> "subprocess.Complet
 
 
 def _model() -> str:
-    """The processor's name: `-march=native` knows more of it than `FEATURES`."""
+    """The processor's name and all that it can do: `-march=native` uses more of it than `FEATURES`."""
     lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
-    names = ("vendor_id", "cpu family", "model", "model name", "stepping")
+    names = ("vendor_id", "cpu family", "model", "model name", "stepping", "flags")
     return " ".join(next((line for line in lines if line.split(":")[0].strip() == name), "") for name in names)
 
 
@@ -146,8 +149,18 @@ def build() -> None:
     """
     path = target()
     with _folder_in_use():
+        if path.exists() and not _loads(path):  # a power cut may have left its name without its bytes
+            path.unlink(missing_ok=True)
         if not path.exists():
             _compile(path)
+
+
+def _loads(path: Path) -> bool:
+    try:
+        ctypes.CDLL(str(path))
+    except OSError:
+        return False
+    return True
 
 
 def _compile(path: Path) -> None:
@@ -156,11 +169,23 @@ def _compile(path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
         made = Path(scratch) / path.name
-        done = _run(program, *FLAGS, str(SOURCE), "-o", str(made), "-lm", timeout_s=BUILD_TIMEOUT_S)
+        done = _run(*program, *FLAGS, str(SOURCE), "-o", str(made), "-lm", timeout_s=BUILD_TIMEOUT_S)
         if done.returncode:
             raise Unavailable(f"the compiler fails: {(done.stderr.strip().splitlines() or ['no message'])[0][:120]}")
-        made.replace(path)
+        with made.open("rb") as file:
+            os.fsync(file.fileno())
+        _publish(made, path)
     library.cache_clear()
+
+
+def _publish(made: Path, path: Path) -> None:
+    """Give a build its name. The first one keeps it: another machine that shares the folder may have it in use."""
+    try:
+        path.hardlink_to(made)
+    except FileExistsError:
+        pass
+    except OSError:  # a file system without such links
+        made.replace(path)
 
 
 @cache

@@ -74,7 +74,7 @@ class QuantizedLinear(nn.Module):
         if self.scheme == "fp8" and _has_fp8_product(rows, sizes):
             return self._fp8_product
         weight = self.weight.to(rows.dtype if rows.dtype != torch.float16 else torch.float32)
-        return lambda block: F.linear(block.to(weight.dtype), weight) * self.scale.t()
+        return lambda block: F.linear(block.to(weight.dtype), weight).mul_(self.scale.t())
 
     def _int8_product(self, rows: Tensor) -> Tensor:
         result = torch.empty(rows.shape[0], self.out_features, dtype=rows.dtype, device=rows.device)
@@ -91,12 +91,15 @@ class QuantizedLinear(nn.Module):
 
 
 def _has_int8_product(rows: Tensor, sizes: tuple[int, int]) -> bool:
-    """CUDA's kernel wants more than 16 rows and sides in eights; the CPU's takes everything; MPS has none."""
+    """CUDA's kernel wants more than 16 rows and sides in eights, a CPU's AVX512-VNNI; MPS has none.
+
+    On processors without, PyTorch multiplies value by value: 13 to 24 times as long as the weights turned to fp32.
+    """
     if rows.device.type == "cuda":
         capable = torch.cuda.get_device_capability(rows.device) >= (7, 5)
         last_block = (rows.shape[0] - 1) % ROWS_AT_ONCE + 1
         return capable and last_block > 16 and all(size % 8 == 0 for size in sizes)
-    return rows.device.type == "cpu"
+    return rows.device.type == "cpu" and torch.cpu._is_vnni_supported()
 
 
 def _has_fp8_product(rows: Tensor, sizes: tuple[int, int]) -> bool:

@@ -7,6 +7,7 @@ progress.pictures[0].pixels
 """
 
 import copy
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -29,7 +30,7 @@ from zturbo.engine.breath import rested_s
 from zturbo.engine.catalog import NANO, Z_IMAGE_TURBO, local_path, resolve
 from zturbo.engine.lanes import Lanes, abreast, lane_count, sum_on_one_thread
 from zturbo.engine.losses import losses_told
-from zturbo.engine.machine import Machine, detect
+from zturbo.engine.machine import Machine, control_group_cores, detect
 from zturbo.engine.offload import stream_layers
 from zturbo.engine.pipeline import Pipeline
 from zturbo.engine.plan import DTYPES, GIB, HEADROOM, ModelSize, Plan, Wish, choose_plan
@@ -182,6 +183,8 @@ class Engine:
         """`load` as the settings ask; `parts` are further members of `LoadOptions`."""
         if config.threads:
             torch.set_num_threads(config.threads)
+        elif (cores := control_group_cores()) < torch.get_num_threads():  # more would spin their share of it away
+            torch.set_num_threads(max(1, math.ceil(cores)))
         options = LoadOptions(
             device=config.device,
             dtype=config.dtype,

@@ -1,5 +1,6 @@
 """What this computer is: the facts that decide how a model is run here."""
 
+import math
 import os
 import platform
 from dataclasses import dataclass
@@ -60,12 +61,34 @@ def control_group_free(total: int, mount: Path = CONTROL_GROUPS, membership: Pat
         mount: of the hierarchy, version 2 (Linux, `Documentation/admin-guide/cgroup-v2.rst`).
         membership: the file that names this process's group, as `0::/path`.
     """
+    return min(_left(group, total) for group in _groups(mount, membership))
+
+
+def control_group_cores(mount: Path = CONTROL_GROUPS, membership: Path = OWN_GROUP) -> float:
+    """Processors' worth of time that the control groups around this process leave it; infinite without a limit.
+
+    Args:
+        mount, membership: as of `control_group_free`.
+    """
+    return min(_quota(group) for group in _groups(mount, membership))
+
+
+def _groups(mount: Path, membership: Path) -> list[Path]:
+    """This process's control group and those around it."""
     try:
         lines = membership.read_text("utf-8").splitlines()
     except (OSError, ValueError):
         lines = []
     own = mount / next((line.removeprefix("0::/") for line in lines if line.startswith("0::/")), "")
-    return min(_left(group, total) for group in (own, *own.parents) if group.is_relative_to(mount))
+    return [group for group in (own, *own.parents) if group.is_relative_to(mount)]
+
+
+def _quota(group: Path) -> float:
+    try:
+        quota, period = (group / "cpu.max").read_text("ascii").split()
+        return int(quota) / int(period)
+    except (OSError, ValueError):  # without a limit it reads "max 100000"
+        return math.inf
 
 
 def _left(group: Path, total: int) -> int:
