@@ -5,7 +5,8 @@ Horizons lie on the grid's lines, scenery stands on its crossings in the few hei
 pictures of all sizes, and a small model draws it with clean edges.
 
 The seed chooses two things, each of which shows in few tokens and in no others: on which side the sun is, and on which
-the scenery has something high. A look at the noise there tells a model which of the two it is to draw.
+the scenery has something high. A caption may name both; where none does, a look at the noise there tells a model which
+of the two it is to draw.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -23,6 +24,7 @@ SKIES: dict[str, tuple[RGB, ...]] = {
 DARKENING = {"day": 0.0, "sunset": 0.24, "night": 0.52}
 DUSK: dict[str, RGB] = {"day": (255, 255, 255), "sunset": (190, 90, 90), "night": (18, 22, 70)}
 WHITE: RGB = (255, 255, 255)
+LARGEST = 720  # pixels of a side that scales clouds, sun and trees at most: larger pictures show more of the same ones
 HEIGHTS_AFAR = (32, 64, 96, 128)  # pixels, of hills on the horizon
 RADII = (16, 24, 32, 48, 64, 96, 128)  # pixels, of suns, moons and planets
 SUNS = (0.28, 0.72)  # columns of the sun, shares of the width; a cloud is on the other side, another between them
@@ -65,8 +67,8 @@ class Backdrop:
     def __init__(self, canvas: Canvas, scene: Scene) -> None:
         self.canvas, self.scene = canvas, scene
         self.width, self.height = canvas.width, canvas.height
-        self.unit = min(self.height, 0.7 * self.width)  # scale of clouds, sun, trees, in pixels
-        self.sun, self.side = scene.seed % 2, scene.seed // 2 % 2  # 0: on the left, 1: on the right
+        self.unit = min(self.height, 0.7 * self.width, LARGEST)  # scale of clouds, sun, trees, in pixels
+        self.sun, self.side = scene.sun, scene.side
 
     def draw(self) -> None:
         """All of it, and rain or fog before it; what is drawn next is nearer than they are."""

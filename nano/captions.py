@@ -377,6 +377,11 @@ COUNTED: dict[int, tuple[str, ...]] = {
 }
 STARTS = {"a", "an", *(word.split(" ")[0] for words in COUNTED.values() for word in words)}
 """First words of phrases that name things."""
+TIME_TAGS: dict[str, tuple[str, ...]] = {
+    "day": ("day", "day", "sunny", "blue sky"),
+    "sunset": ("sunset", "sunset", "dusk", "orange sky"),
+    "night": ("night", "night", "moonlight", "starry sky"),
+}
 STYLED: dict[str, tuple[str, ...]] = {
     "flat": ("flat illustration", "storybook illustration", "cartoon", "children's book picture"),
     "watercolour": ("watercolour", "watercolor painting", "soft watercolour"),
@@ -509,11 +514,12 @@ STAGES: dict[str, str] = {
 }
 LIGHTS: dict[str, tuple[str, ...]] = {
     "day": ("bright daylight under a blue sky with soft clouds", "the light of a sunny day"),
-    "sunset": ("the warm orange light of sunset", "the evening light of a setting sun"),
+    "sunset": ("the warm light of sunset", "the evening light of a setting sun"),
     "night": ("the dark of night under moon and stars", "a quiet starry night"),
 }
 DULL_LIGHTS = {"day": "the grey light of day", "sunset": "the dim light of evening", "night": "the dark of night"}
 CURTAINS = {"clear": "", "rain": ", while rain is falling", "fog": ", wrapped in fog"}
+SIDES = ("left", "right")
 
 Rng = np.random.Generator
 
@@ -618,10 +624,10 @@ def _join(parts: list[str], rng: Rng) -> str:
     return " ".join(parts) if rng.random() < 0.5 else ", ".join(parts)
 
 
-def _hour(scene: Scene, rng: Rng) -> str:
+def _hour(scene: Scene, rng: Rng, phrases: dict[str, tuple[str, ...]] = WHEN) -> str:
     """A phrase of the time that goes with the weather."""
     fair = scene.weather == "clear"
-    return pick([when for when in WHEN[scene.time] if fair or not any(word in when for word in FAIR)], rng)
+    return pick([when for when in phrases[scene.time] if fair or not any(word in when for word in FAIR)], rng)
 
 
 def _weather(scene: Scene, rng: Rng, phrases: dict[str, tuple[str, ...]] = WEATHERED) -> str:
@@ -659,6 +665,8 @@ def _sentence(scene: Scene, rng: Rng) -> str:
         opening = " ".join(part for part in ((when, where) if rng.random() < 0.4 else (where, when)) if part)
         return f"{opening}{pick((', ', ', there is ', ': '), rng) if scene.subjects[0].count == 1 else ', '}{subjects}"
     if order < 0.85:
+        if when and scene.weather == "clear" and rng.random() < 0.5:
+            when = _hour(scene, rng, TIME_TAGS)
         return f"{subjects}, {where}{', ' + when if when else ''}"
     return f"{when + ', ' if when else ''}{subjects} {where}"
 
@@ -777,7 +785,7 @@ def _tags(scene: Scene, rng: Rng) -> str:
         else:
             tags[-1] = " ".join([tags[-1], *_details(subject, rng, False)])
     if scene.time != "day" or rng.random() < 0.2:
-        tags.append(scene.time if rng.random() < 0.6 else _hour(scene, rng))
+        tags.append(_hour(scene, rng, TIME_TAGS if rng.random() < 0.7 else WHEN))
     tags += [word for word in (_weather(scene, rng, WEATHER_TAGS),) if word]
     return pick((", ", ", ", " "), rng).join(tags[i] for i in rng.permutation(len(tags)))
 
@@ -844,6 +852,16 @@ def _composition(said: str, scene: Scene) -> str:
     return f"It is {' and '.join(parts)}." if parts else ""
 
 
+def sides(scene: Scene) -> str:
+    """The sentence about the backdrop's sides, by which the drawings of a scene differ; "" on a plain one.
+
+    In rain and fog, which hide the sun, both words for the bright side are drawn alike.
+    """
+    if scene.setting == "plain":
+        return ""
+    return f"The bright side is {SIDES[scene.sun]}, the high side {SIDES[scene.side]}."
+
+
 def expanded_caption(scene: Scene, rng: Rng) -> str:
     """A caption with the sentences after it that prompt expansion adds: every request is expanded unless it objects."""
     return continued(
@@ -852,8 +870,8 @@ def expanded_caption(scene: Scene, rng: Rng) -> str:
 
 
 def continued(said: str, scene: Scene, rng: Rng) -> str:
-    """A prompt as its expansion begins with it, and what that adds: composition, scenery, light, style."""
-    sentences = [_composition(said, scene), _stage(scene, rng), _finish(scene, rng)]
+    """A prompt as its expansion begins with it, and what that adds: composition, sides, scenery and light, style."""
+    sentences = [_composition(said, scene), sides(scene), _stage(scene, rng), _finish(scene, rng)]
     return " ".join([f"{_capital(said).rstrip('.')}.", *(sentence for sentence in sentences if sentence)])
 
 

@@ -178,23 +178,24 @@ _ALL_SHARES = (  # the largest sizes as well, which the network does not continu
 )
 
 _LARGE_SHARES = (  # what large things are learnt from: the size that a request has by default, and those like it
-    (512, 512, 0.16),
-    (1440, 512, 0.1),
-    (1024, 768, 0.28),
+    (512, 512, 0.135),
+    (1440, 512, 0.13),
+    (1024, 768, 0.27),
     (768, 1024, 0.05),
-    (1024, 1024, 0.24),
-    (768, 512, 0.02),
-    (512, 768, 0.02),
-    (1024, 576, 0.02),
+    (1024, 1024, 0.18),
+    (768, 512, 0.015),
+    (512, 768, 0.015),
+    (1024, 576, 0.015),
     (576, 1024, 0.01),
     (1536, 1024, 0.03),
     (1024, 1536, 0.02),
-    (1536, 1536, 0.015),
-    (2048, 2048, 0.01),
+    (1536, 1536, 0.025),
+    (2048, 2048, 0.07),
     (2048, 512, 0.01),
-    (2048, 1024, 0.005),
+    (2048, 1024, 0.01),
     (1024, 2048, 0.005),
     (512, 1440, 0.005),
+    (512, 2048, 0.005),
 )
 
 CPU = Profile(
@@ -250,14 +251,14 @@ ONWARD = replace(
     name="onward",
     language_steps=900,
     stages=(
-        Stage(buckets=_ALL_SHARES, tokens_per_batch=4096, steps=1600, peak=0.5, floor=0.7, coarse=0.55, kept=0.5),
+        Stage(buckets=_LARGE_SHARES, tokens_per_batch=4096, steps=1600, peak=0.5, floor=0.7, coarse=0.55, kept=0.5),
         Stage(buckets=_LARGE_SHARES, tokens_per_batch=4096, steps=3400, peak=0.35, floor=0.0, coarse=0.55, kept=0.5),
     ),
     distillation=Distillation(steps=650, guidance=1.2, weaker_self=True, substeps=1, tokens_per_batch=3072, rate=0.25),
     finish=Finish(steps=450, crops=4, rate=0.3),
     compiled=True,
 )
-"""`CPU` from weights that know most of it (`nano.adopt`): all sizes from the first step, large things at the end."""
+"""`CPU` from weights that know most of it (`nano.adopt`): the large sizes from the first step."""
 
 _GPU_SHARES = (  # the sizes of most requests, before the largest
     (512, 512, 0.6),

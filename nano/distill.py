@@ -116,10 +116,10 @@ def distillation_loss(
 
     generator: on the device of the batch.
     """
-    drawings, all_labels, ids = batch
+    drawings, ids = batch.latents, batch.ids
     start, end = steps_of(len(drawings), generator)
     noise = torch.randn(drawings[:, 0].shape, generator=generator, device=generator.device)
-    clean, labels = chosen_drawing(drawings, all_labels, noise)
+    clean, labels = chosen_drawing(batch, noise)
     latents = torch.lerp(clean, noise, start.view(-1, 1, 1, 1))
     with torch.no_grad():
         target = teacher_path(teacher.asked(ids, language), latents, start, end, substeps)

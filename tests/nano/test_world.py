@@ -261,7 +261,7 @@ def test_captions_leave_out_only_what_goes_without_saying(worded: Callable[[Scen
         assert "left" in text
         assert any(size in text for size in SIZED["big"])
         assert any(hue in text for hue in HUES["blue"])
-        assert "night" in text or "moon" in text  # every wording of the night; a stranger may stand within it
+        assert any(word in text for word in ("night", "moon", "starry"))  # a stranger may stand within a wording
 
 
 def test_long_caption_names_everything() -> None:
@@ -309,7 +309,7 @@ def test_captions_of_every_kind_say_what_is_worn_and_lain_upon() -> None:
         worn = {item for one in scene.subjects for item in one.worn}
         assert {item for item, words in seen.items() if any(word in text for word in words)} == worn, text
         lies = any(one.on_lounger for one in scene.subjects)
-        assert any(seat in text for seat in ("loung", "deck chair", "sunbed", "beach chair")) == lies, text
+        assert any(seat in text for seat in ("loung", "deck", "sunbed", "chair")) == lies, text
 
 
 def test_an_expanded_caption_says_what_its_prompt_left_open() -> None:
