@@ -5,8 +5,7 @@ Horizons lie on the grid's lines, scenery stands on its crossings in the few hei
 pictures of all sizes, and a small model draws it with clean edges.
 
 The seed chooses two things, each of which shows in few tokens and in no others: on which side the sun is, and on which
-the scenery has something high. A caption may name both; where none does, a look at the noise there tells a model which
-of the two it is to draw.
+the scenery has something high. A look at the noise there tells a model which of the two it is to draw.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -68,7 +67,7 @@ class Backdrop:
         self.canvas, self.scene = canvas, scene
         self.width, self.height = canvas.width, canvas.height
         self.unit = min(self.height, 0.7 * self.width, LARGEST)  # scale of clouds, sun, trees, in pixels
-        self.sun, self.side = scene.sun, scene.side
+        self.sun, self.side = scene.seed % 2, scene.seed // 2 % 2  # 0: on the left, 1: on the right
 
     def draw(self) -> None:
         """All of it, and rain or fog before it; what is drawn next is nearer than they are."""

@@ -519,7 +519,6 @@ LIGHTS: dict[str, tuple[str, ...]] = {
 }
 DULL_LIGHTS = {"day": "the grey light of day", "sunset": "the dim light of evening", "night": "the dark of night"}
 CURTAINS = {"clear": "", "rain": ", while rain is falling", "fog": ", wrapped in fog"}
-SIDES = ("left", "right")
 
 Rng = np.random.Generator
 
@@ -852,16 +851,6 @@ def _composition(said: str, scene: Scene) -> str:
     return f"It is {' and '.join(parts)}." if parts else ""
 
 
-def sides(scene: Scene) -> str:
-    """The sentence about the backdrop's sides, by which the drawings of a scene differ; "" on a plain one.
-
-    In rain and fog, which hide the sun, both words for the bright side are drawn alike.
-    """
-    if scene.setting == "plain":
-        return ""
-    return f"The bright side is {SIDES[scene.sun]}, the high side {SIDES[scene.side]}."
-
-
 def expanded_caption(scene: Scene, rng: Rng) -> str:
     """A caption with the sentences after it that prompt expansion adds: every request is expanded unless it objects."""
     return continued(
@@ -870,8 +859,8 @@ def expanded_caption(scene: Scene, rng: Rng) -> str:
 
 
 def continued(said: str, scene: Scene, rng: Rng) -> str:
-    """A prompt as its expansion begins with it, and what that adds: composition, sides, scenery and light, style."""
-    sentences = [_composition(said, scene), sides(scene), _stage(scene, rng), _finish(scene, rng)]
+    """A prompt as its expansion begins with it, and what that adds: composition, scenery, light, style."""
+    sentences = [_composition(said, scene), _stage(scene, rng), _finish(scene, rng)]
     return " ".join([f"{_capital(said).rstrip('.')}.", *(sentence for sentence in sentences if sentence)])
 
 

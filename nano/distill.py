@@ -116,10 +116,10 @@ def distillation_loss(
 
     generator: on the device of the batch.
     """
-    drawings, ids = batch.latents, batch.ids
+    drawings, all_labels, ids = batch
     start, end = steps_of(len(drawings), generator)
     noise = torch.randn(drawings[:, 0].shape, generator=generator, device=generator.device)
-    clean, labels = chosen_drawing(batch, noise)
+    clean, labels = chosen_drawing(drawings, all_labels, noise)
     latents = torch.lerp(clean, noise, start.view(-1, 1, 1, 1))
     with torch.no_grad():
         target = teacher_path(teacher.asked(ids, language), latents, start, end, substeps)

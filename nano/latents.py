@@ -20,7 +20,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from nano import parallel
-from nano.captions import caption, expanded_caption, sides
+from nano.captions import caption, expanded_caption
 from nano.config import Bucket, Folders, Profile
 from nano.drawing import stream, to_tensor
 from nano.moments import as_convolution
@@ -38,7 +38,6 @@ PATCH = 2  # latents along a side of a token
 FIRST_THING = LABEL[next(iter(CREATURES))]
 EXPANDED = 0.4  # share of captions that read like expanded prompts
 LONGEST = 128  # tokens of a templated caption; longer ones are left out
-COLUMNS = ("latents", "labels", "captions", "told")  # of a shard
 
 
 def token_labels(labels: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -74,10 +73,9 @@ class Encoder:
 
 
 class Example:
-    """Makes (latents, token labels, captions, told) of one random scene, drawn several times.
+    """Makes (latents, token labels, captions) of one random scene, drawn several times.
 
-    The drawings, (D,C,h,w) and (D,tokens,2), differ in what captions need not speak of; captions: (K,LONGEST) as
-    `_tokens`; told: (K,) int8, the one drawing that a caption speaks of, -1 where it goes with all.
+    The drawings, (D,C,h,w) and (D,tokens,2), differ in what no caption speaks of; captions: (K,LONGEST) as `_tokens`.
     """
 
     def __init__(
@@ -92,20 +90,17 @@ class Example:
         self.world, self.size, self.captions, self.drawings = world, size, captions, drawings
         self.encode, self.tokenizer = encode, tokenizer
 
-    def __call__(self, rng: np.random.Generator) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def __call__(self, rng: np.random.Generator) -> tuple[Tensor, Tensor, Tensor]:
         scene = sample_scene(self.world, rng)
         seeds = rng.choice(self.world.variants, self.drawings, replace=False)
-        scenes = [replace(scene, seed=int(seed)) for seed in seeds]
-        pictures = [draw(one, *self.size) for one in scenes]
-        told = [
-            int(rng.integers(self.drawings)) if index < EXPANDED * self.captions else -1
+        pictures = [draw(replace(scene, seed=int(seed)), *self.size) for seed in seeds]
+        texts = [
+            (expanded_caption if index < EXPANDED * self.captions else caption)(scene, rng)
             for index in range(self.captions)
         ]
-        texts = [caption(scene, rng) if one < 0 else expanded_caption(scenes[one], rng) for one in told]
-        named = torch.tensor(told if sides(scene) else [-1] * len(told), dtype=torch.int8)
         latents = self.encode(torch.stack([to_tensor(picture.image) for picture in pictures]))
         labels = np.stack([token_labels(picture.labels) for picture in pictures])
-        return latents, torch.from_numpy(labels), _tokens(texts, self.tokenizer), named
+        return latents, torch.from_numpy(labels), _tokens(texts, self.tokenizer)
 
 
 def _tokens(texts: list[str], tokenizer: Tokenizer) -> Tensor:
@@ -136,13 +131,13 @@ def fill(bucket: Bucket, profile: Profile, folders: Folders, encode: Callable[[T
         path = folder / f"{index:04d}.pt"
         if path.exists():
             continue
-        parts: list[tuple[Tensor, ...]] = []
+        parts: list[tuple[Tensor, Tensor, Tensor]] = []
         count, started = min(shard, scenes - first), time.monotonic()
         source = stream(make, at_once, profile.workers, profile.seed + 1000 * index + bucket.width * 7 + bucket.height)
-        while sum(len(latents) for latents, *_ in parts) < count:
+        while sum(len(latents) for latents, _, _ in parts) < count:
             parts.append(tuple(part.clone() for part in next(source)))  # what workers share holds a file open each
-        columns = (torch.cat(column)[:count] for column in zip(*parts, strict=True))
-        save(path, dict(zip(COLUMNS, columns, strict=True)))
+        latents, labels, captions = (torch.cat(column)[:count] for column in zip(*parts, strict=True))
+        save(path, {"latents": latents, "labels": labels, "captions": captions})
         rate = drawings * count / (time.monotonic() - started)
         left = drawings * (scenes - first - count) / rate / 60
         done = f"{drawings * (first + count)}/{bucket.pictures}"
@@ -160,14 +155,12 @@ def fill_all(profile: Profile, folders: Folders) -> None:
 class Batch(NamedTuple):
     """Scenes of one caption each, all of one length, in every drawing that the cache has.
 
-    latents: (B,D,C,h,w) fp32; labels: (B,D,tokens,2) int64; ids: (B,L) int64 of the captions; told: (B,) int64, the
-    drawing that the caption speaks of, or -1.
+    latents: (B,D,C,h,w) fp32; labels: (B,D,tokens,2) int64; ids: (B,L) int64 of the captions.
     """
 
     latents: Tensor
     labels: Tensor
     ids: Tensor
-    told: Tensor
 
 
 def nearest_drawing(latents: Tensor, noise: Tensor, kept: Tensor | None = None) -> Tensor:
@@ -186,11 +179,9 @@ def nearest_drawing(latents: Tensor, noise: Tensor, kept: Tensor | None = None) 
     return tokens.sum(2).argmax(1)
 
 
-def chosen_drawing(batch: Batch, noise: Tensor, kept: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Latents (B,C,h,w) and labels (B,tokens,2) of the drawing that is told of, the `nearest_drawing` else."""
-    latents, labels, _, told = batch
+def chosen_drawing(latents: Tensor, labels: Tensor, noise: Tensor, kept: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Latents (B,C,h,w) and labels (B,tokens,2) of each scene's `nearest_drawing`, out of all its drawings."""
     rows, picked = torch.arange(len(latents), device=latents.device), nearest_drawing(latents, noise, kept)
-    picked = torch.where(told < 0, picked, told)
     return latents[rows, picked], labels[rows, picked]
 
 
@@ -198,14 +189,12 @@ def chosen_drawing(batch: Batch, noise: Tensor, kept: Tensor | None = None) -> t
 class Cache:
     """One bucket in the device's memory; captions are drawn by their exact length, because a batch has one length.
 
-    latents: (N,D,C,h,w) fp16 in the transformer's scale; labels: (N,D,tokens,2) uint8; captions: (N,K,LONGEST) int16;
-    told: (N,K) int8, the drawing that a caption speaks of, or -1.
+    latents: (N,D,C,h,w) fp16 in the transformer's scale; labels: (N,D,tokens,2) uint8; captions: (N,K,LONGEST) int16.
     """
 
     latents: Tensor
     labels: Tensor
     captions: Tensor
-    told: Tensor
 
     def __post_init__(self) -> None:
         lengths = (self.captions >= 0).sum(-1).cpu()  # (N,K)
@@ -219,7 +208,7 @@ class Cache:
     def load(cls, folder: Path) -> "Cache":
         """All shards of a folder; those that another process is still writing are not seen."""
         shards: list[dict[str, Any]] = [torch.load(path, weights_only=True) for path in sorted(folder.glob("*.pt"))]
-        parts = (torch.cat([shard[name] for shard in shards]) for name in COLUMNS)
+        parts = (torch.cat([shard[name] for shard in shards]) for name in ("latents", "labels", "captions"))
         return cls(*(part.to(device()) for part in parts))
 
     @property
@@ -234,7 +223,7 @@ class Cache:
         chosen = pairs[torch.randint(len(pairs), (count,), generator=generator)].to(self.latents.device)
         scene, text = chosen // self.captions.shape[1], chosen % self.captions.shape[1]
         ids = self.captions[scene, text, :length].long()
-        return Batch(self.latents[scene].float(), self.labels[scene].long(), ids, self.told[scene, text].long())
+        return Batch(self.latents[scene].float(), self.labels[scene].long(), ids)
 
 
 def caches(folders: Folders, buckets: Sequence[tuple[int, int, float]]) -> tuple[list[Cache], Tensor]:

@@ -9,7 +9,7 @@ drawing knows anyway or the sampler fixes:
   shipped), and tokens under a thing weigh more than those under the backdrop, most of a picture and learnt first; those
   under a head, which tells creatures apart, and under what it wears still more: few, and named by a prompt as plainly;
 - noise is paired with the nearest of its scene's drawings (`latents.nearest_drawing`), so that it says from the first
-  step on what a prompt does not;
+  step on what no prompt says;
 - most steps are at the noise levels that eight steps visit;
 - where noise hides the neighbours anyway, a picture is judged by a random part of its tokens (after MaskDiT, Zheng et
   al. 2023, without its decoder): two pictures for the price of one.
@@ -204,7 +204,7 @@ def token_weights(what: Tensor) -> Tensor:
 
 
 def open_weights(drawings: Tensor, kept: Tensor | None, patch: int) -> Tensor:
-    """How much tokens count for what few prompts decide, such as where the sun is: (B,D,C,h,w) -> (B,N) fp32.
+    """How much tokens count for what no prompt decides, such as where the sun is: (B,D,C,h,w) -> (B,N) fp32.
 
     Few tokens of a picture tell its drawings apart; at the weight of others they are learnt last, as halves of several.
     """
@@ -225,12 +225,12 @@ def losses(
 
     generator: on the device of the batch.
     """
-    drawings, ids = batch.latents, batch.ids
-    count, tokens = len(drawings), batch.labels.shape[2]
+    drawings, all_labels, ids = batch
+    count, tokens = len(drawings), all_labels.shape[2]
     sigma = noise_levels(count, coarse, generator)
     noise = torch.randn(drawings[:, 0].shape, generator=generator, device=generator.device)
     kept = kept_tokens(count, tokens, share, generator)
-    clean, labels = chosen_drawing(batch, noise, kept)
+    clean, labels = chosen_drawing(drawings, all_labels, noise, kept)
     level = sigma.view(-1, 1, 1, 1)
     dtype = next(trainee.parameters()).dtype
     with torch.no_grad():
@@ -305,8 +305,7 @@ class Trainer:
         share, tokens = stage.kept if coarse else 1.0, cache.tokens
         batch = cache.batch(max(1, int(stage.tokens_per_batch / (share * tokens))), self.picks)
         if self.learns_empty and float(torch.rand(1, generator=self.picks)) < EMPTY_SHARE:
-            ids = empty_prompt(self.tokenizer).expand(len(batch.ids), -1)
-            batch = batch._replace(ids=ids, told=torch.full_like(batch.told, -1))
+            batch = batch._replace(ids=empty_prompt(self.tokenizer).expand(len(batch.ids), -1))
         flow, named = losses(self.shadow.model, self.language, batch, coarse, share, self.generator)
         (flow + LAYOUT_WEIGHT * named).backward()
         self.shadow.hand_back()

@@ -125,7 +125,7 @@ class Subject:
 
 @dataclass(frozen=True)
 class Scene:
-    """All that a picture shows; `seed` decides on which sides of the backdrop something is, see `sun` and `side`."""
+    """All that a picture shows; `seed` decides what no caption speaks of: where sun, clouds, hills and trees are."""
 
     setting: str
     time: str
@@ -133,16 +133,6 @@ class Scene:
     seed: int
     weather: str = "clear"
     style: str = "flat"
-
-    @property
-    def sun(self) -> int:
-        """On which side the sun is: 0 for the left, 1 for the right."""
-        return self.seed % 2
-
-    @property
-    def side(self) -> int:
-        """On which side the scenery has something high: 0 for the left, 1 for the right."""
-        return self.seed // 2 % 2
 
 
 @dataclass(frozen=True)

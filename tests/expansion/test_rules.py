@@ -77,6 +77,7 @@ def test_contradictions_are_refused(prompt: str, sentence: str) -> None:
         ("a red car", "The scarlet car stands in the shade of a tree."),
         ("a car", "The car is green and shines in the sun."),
         ("a city at night", "The windows of the houses are lit from the inside."),
+        ("a cat on the left side", "Soft light falls in from the right side."),
         ("两只猫", "两只猫坐在窗台上，背景是蓝天。"),
         ("红色的汽车", "红色的汽车停在绿树下。"),
         ("a cat on the left", "The cat on the left looks into the distance."),

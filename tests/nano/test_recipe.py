@@ -31,7 +31,7 @@ from nano import (
     vae,
 )
 from nano.adopt import adopt, adopt_run
-from nano.captions import EXPAND_INSTRUCTION, STAGES, continued, short_caption, sides
+from nano.captions import EXPAND_INSTRUCTION, STAGES, continued, short_caption
 from nano.config import CPU, GPU, PROFILES, TINY, Distillation, Finish, Folders, Profile
 from nano.drawing import Crops, stream
 from nano.evaluate import paraphrases, plain_prompt, unseen, variety
@@ -39,7 +39,6 @@ from nano.judge import Answered, Verdict, answers, compare
 from nano.muon import Muon
 from nano.picture import Picture, draw
 from nano.sheet import Painter, load_painter
-from nano.tokenizer import load as load_tokenizer
 from nano.world import LABEL, Scene, sample_scene
 from zturbo.engine.sampling import sigmas
 from zturbo.engine.tokenizer import chat_prompt
@@ -489,13 +488,9 @@ def test_noise_is_paired_with_the_nearest_drawing_of_the_scene() -> None:
     assert torch.equal(picked, ((noise * drawing[:, 0]).sum((1, 2, 3)) < 0).long())
     assert 60 < int(picked.sum()) < 140
     labels = torch.arange(2).view(1, 2, 1, 1).expand(200, 2, 24, 2)
-    batch = latents.Batch(both, labels, torch.zeros(200, 1), torch.full((200,), -1))
-    clean, named = latents.chosen_drawing(batch, noise)
+    clean, named = latents.chosen_drawing(both, labels, noise)
     assert torch.equal(clean, torch.where(picked.view(-1, 1, 1, 1) == 0, drawing[:, 0], -drawing[:, 0]))
     assert torch.equal(named[:, 0, 0], picked)
-    told = torch.arange(200) % 3 - 1
-    named = latents.chosen_drawing(batch._replace(told=told), noise)[1]
-    assert torch.equal(named[:, 0, 0], torch.where(told < 0, picked, told)), "words come before the noise"
 
 
 def test_only_tokens_that_are_shown_decide_which_drawing_it_is() -> None:
@@ -511,27 +506,8 @@ def test_a_batch_has_all_drawings_of_its_scenes(run: Folders) -> None:
     batch = cache.batch(3, torch.Generator().manual_seed(0))
     assert batch.latents.shape == (3, TINY.drawings, TINY.vae.latents, 16, 20)
     assert batch.labels.shape == (3, TINY.drawings, cache.tokens, 2)
-    assert len(batch.ids) == len(batch.told) == 3
+    assert len(batch.ids) == 3
     assert not torch.equal(batch.latents[:, 0], batch.latents[:, 1])
-
-
-def test_a_caption_that_names_sides_goes_with_the_drawing_that_it_names(run: Folders) -> None:
-    tokenizer = load_tokenizer(run)
-    make, seen = latents.Example(TINY.world, (256, 256), 10, 4, lambda images: images, tokenizer), 0
-    for number in range(20):
-        pictures, _, captions, told = make(np.random.default_rng(number))
-        drawn = {}
-        scene = sample_scene(TINY.world, np.random.default_rng(number))
-        for seed in range(4):
-            one = replace(scene, seed=seed)
-            drawn[sides(one)] = torch.from_numpy(draw(one, 256, 256).image).permute(2, 0, 1)
-        for ids, index in zip(captions, told.tolist(), strict=True):
-            text = tokenizer.decode(ids[ids >= 0].tolist())
-            named = [sentence for sentence in drawn if sentence and sentence in text]
-            assert len(named) == (index >= 0) or not text, "captions that are too long are left empty"
-            assert not named or torch.equal(pictures[index], drawn[named[0]])
-            seen += len(named)
-    assert seen > 20
 
 
 def test_what_no_prompt_decides_counts_too() -> None:

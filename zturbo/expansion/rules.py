@@ -10,6 +10,7 @@ import unicodedata
 from collections.abc import Callable, Iterator, Mapping
 
 from zturbo.expansion.words import (
+    ASIDE,
     CHATTER,
     COLOURS,
     COUNTS,
@@ -176,7 +177,7 @@ def _contradicts(prompt: str, sentence: str) -> bool:
     numbers, colours, sides = (_values(prompt, table) for table in (COUNTS, COLOURS, SIDES))
     counts = {value for value in _claims(sentence, COUNTS, things | MORE) if value not in (0, 1)}
     painted = _claims(sentence, COLOURS, things) if colours else set()
-    placed = _values(sentence, SIDES) if sides and content(sentence) & things else set()
+    placed = _values(sentence, SIDES) if sides and content(sentence) & (things - ASIDE) else set()
     against = any(
         named.search(prompt) and wrong.search(sentence) and not wrong.search(prompt) for named, wrong in _TIMES
     )

@@ -55,6 +55,8 @@ COLOURS = {word: colour for colour, words in _SHADES.items() for word in words.s
 MORE = frozenset({"more", "other", "further", "additional", "extra", "another"})
 """Words after a number that stand for things of the prompt."""
 SIDES = {"left": "left", "right": "right", "左": "left", "右": "right"}
+ASIDE = frozenset({*SIDES, "side", "half", "hand"})
+"""Those, and words that stand beside them and name no thing: "on the left side"."""
 
 _FUNCTION_WORDS = {
     "en": (
