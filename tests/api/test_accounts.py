@@ -211,6 +211,22 @@ async def test_old_pictures_make_room_though_nothing_can_be_written(
         assert 0 <= await asyncio.wait_for(swept.get(), 60) - DAY_MS < 60_000
 
 
+async def test_a_folder_that_is_gone_is_told_to_the_log_alone(
+    server: Server, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Pictures need no key, and paths are nobody's business."""
+
+    async def gone(_name: str) -> None:
+        raise StorageError("the folder /home/anna/files is gone", "mount it")
+
+    url = (await post(server)).json()["data"][0]["url"]
+    monkeypatch.setattr(server.service.files, "open", gone)
+    answer = await server.client.get(url.partition("testserver")[2])
+    assert answer.status_code == 503
+    assert "anna" not in answer.text
+    assert any("/home/anna/files is gone" in record.getMessage() for record in caplog.records)
+
+
 async def test_a_full_disk_is_told_and_recovers(engine: Instant) -> None:
     files = FullDisk()
 

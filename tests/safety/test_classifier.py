@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessorPil
 
 from tests.safety.test_open_nsfw import natural
@@ -56,6 +57,14 @@ def test_it_judges_as_the_library_does(folder: Path) -> None:
     assert verdict.categories == pytest.approx({"normal": float(expected[0]), "nsfw": float(expected[1])})
     assert verdict.score == verdict.categories["nsfw"]
     assert verdict.threshold == 0.5
+
+
+def test_it_judges_while_another_thread_draws_with_one_attention_kernel(folder: Path) -> None:
+    """PyTorch's choice of kernels is the process's: one that processors lack would end every judgement meanwhile."""
+    checker = ImageClassifier(str(folder), 0.5)
+    before = checker.check(PIXELS).score
+    with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
+        assert checker.check(PIXELS).score == before
 
 
 def test_every_natural_picture_has_a_score(folder: Path) -> None:

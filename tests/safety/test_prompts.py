@@ -11,7 +11,7 @@ from zturbo.config import Config
 from zturbo.errors import ContentPolicyViolation, SafetyError
 from zturbo.safety import prompts
 from zturbo.safety.load import load_safety
-from zturbo.safety.prompts import GuardEndpoint, PromptGuard, PromptVerdict, verdict_of
+from zturbo.safety.prompts import RETRY_S, GuardEndpoint, PromptGuard, PromptVerdict, verdict_of
 
 pytestmark = pytest.mark.anyio
 PROMPT = "a prompt that nobody else should read"
@@ -94,8 +94,9 @@ async def test_a_guard_that_fails_closes_the_door(endpoint: Endpoint, answer: tu
 
 
 async def test_a_guard_that_is_not_there_or_says_nothing(endpoint: Endpoint) -> None:
-    with pytest.raises(SafetyError, match="the prompt check guard failed"):
+    with pytest.raises(SafetyError, match="the prompt check guard failed") as caught:
         await ask(Endpoint("http://127.0.0.1:9/v1"))
+    assert caught.value.retry_after_s == RETRY_S, "it may be starting: clients are to come back"
     with pytest.raises(SafetyError, match=r"failed \(APITimeoutError\)"):
         await ask(endpoint, timeout_s=1e-9)
 
