@@ -94,7 +94,10 @@ def _folder_in_use() -> Iterator[None]:
 
 def compiler() -> tuple[str, ...] | None:
     """The C compiler's path and its arguments: $CC, or `cc`."""
-    words = shlex.split(os.environ.get("CC") or "cc")
+    try:
+        words = shlex.split(os.environ.get("CC") or "cc")
+    except ValueError:  # a quotation that does not end
+        words = []
     program = shutil.which(words[0]) if words else None
     return None if program is None else (program, *words[1:])
 
