@@ -538,6 +538,10 @@ def test_the_doctor_says_what_a_single_file_needs(
     told = run("doctor", "--model", str(file))
     assert told.code == 0
     assert "zturbo models pull z-image-turbo" in told.out
+    for name in ("text_encoder", "vae"):  # what `serve` would take
+        monkeypatch.setenv(f"ZTURBO_{name.upper()}", str(model / name))
+    told = run("doctor", "--model", str(file))
+    assert re.search("next +ready", told.out)
 
 
 # ------------------------------------------------------------------------------------------------ help, and the start

@@ -366,9 +366,9 @@ def serve(
 def doctor(model: Model = None, as_json: Json = False, config_file: ConfigFile = None) -> None:
     """Say what this computer is, how it would run each known model or --model, and what to do if that does not fit."""
     from zturbo.engine.doctor import examine
+    from zturbo.engine.engine import LoadOptions
 
-    config = load_config({}, config_file)
-    report = examine(model, config.device, config.dtype, config.quantization)  # type: ignore[arg-type]  # checked words
+    report = examine(model, LoadOptions.of(load_config({}, config_file)))
     print(json.dumps(report.as_dict()) if as_json else report.text())
 
 

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from zturbo.engine import doctor
+from zturbo.engine.engine import LoadOptions
 from zturbo.engine.machine import Machine, detect
 from zturbo.engine.plan import GIB, ModelSize, choose_dtype, choose_plan
 from zturbo.errors import DeviceError, DoesNotFit
@@ -174,7 +175,7 @@ def test_this_machine_is_detected() -> None:
 
 
 def test_the_doctor_names_plan_and_next_step() -> None:
-    report = doctor.examine("z-image-turbo", device="cpu")
+    report = doctor.examine("z-image-turbo", LoadOptions(device="cpu"))
     assert "z-image-turbo" in report.text()
     (model,) = report.as_dict()["models"]
     assert model["advice"]

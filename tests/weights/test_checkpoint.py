@@ -142,6 +142,15 @@ def test_paths_that_are_not_a_model(tmp_path: Path) -> None:
         open_checkpoint(tmp_path)
 
 
+def test_a_folder_of_single_files_names_them(tmp_path: Path) -> None:
+    (tmp_path / "split_files" / "diffusion_models").mkdir(parents=True)
+    file = tmp_path / "split_files" / "diffusion_models" / "z_image_turbo.safetensors"
+    file.touch()
+    with pytest.raises(WeightsNotFound, match="transformer/") as caught:
+        open_checkpoint(tmp_path)
+    assert str(file) in caught.value.hint
+
+
 def test_a_text_encoder_of_another_width_is_refused(tmp_path: Path) -> None:
     pipe = reference.pipeline(text_encoder=reference.text_encoder(hidden_size=64))
     pipe.save_pretrained(tmp_path)
@@ -267,6 +276,12 @@ def test_the_published_text_encoder_and_vae_open_from_their_headers(tmp_path: Pa
     config = TransformerConfig.from_dict(published.TRANSFORMER, "published")
     turbo = sparse(tmp_path / "turbo.safetensors", shapes_of(names.transformer_names(config, "comfy")))
     checkpoint = open_checkpoint(turbo, text_encoder=qwen, vae=ae)
+    assert checkpoint.tokenizer is None
+    for place in ("tokenizer/tokenizer.json", "tokenizer.json"):  # the nearer one counts
+        (qwen.parent / place).parent.mkdir(exist_ok=True)
+        (qwen.parent / place).touch()
+        assert open_checkpoint(turbo, text_encoder=qwen).tokenizer == qwen.parent / place
+    assert open_checkpoint(turbo).tokenizer is None  # it is the text encoder's, and that is not named
     assert checkpoint.text_encoder is not None
     assert checkpoint.vae is not None
     parts = (checkpoint.transformer, checkpoint.text_encoder, checkpoint.vae)
@@ -296,6 +311,9 @@ def test_the_published_parts_in_one_file(tmp_path: Path) -> None:
     assert len(checkpoint.text_encoder.table.placements) == 398
     assert checkpoint.vae is not None
     assert len(checkpoint.vae.table.placements) == 244
+    assert checkpoint.tokenizer is None
+    (tmp_path / "tokenizer.json").touch()  # of the text encoder that is in the file
+    assert open_checkpoint(checkpoint.path).tokenizer == tmp_path / "tokenizer.json"
     with pytest.raises(WeightsError, match=r"1 tensors do not belong to this model: unet\.extra"):
         open_checkpoint(sparse(tmp_path / "more.safetensors", {**shapes, "unet.extra": (1,)}))
 

@@ -314,13 +314,14 @@ def test_offline_the_error_lists_the_ways_out(tmp_path: Path) -> None:
 
 SINGLE = ("diffusion_pytorch_model.safetensors",)
 SHARDS = tuple(f"model-0000{i}-of-00003.safetensors" for i in (1, 2, 3))
+INDEX = "model.safetensors.index.json"
 
 
 def pipeline(folder: Path) -> Path:
     """The files of a pipeline, all empty: their names are what counts."""
     files = ["model_index.json", "scheduler/scheduler_config.json", "tokenizer/tokenizer.json"]
     files += [f"{network}/config.json" for network in ("transformer", "text_encoder", "vae")]
-    for network, names in (("transformer", SHARDS), ("text_encoder", SHARDS), ("vae", SINGLE)):
+    for network, names in (("transformer", (*SHARDS, INDEX)), ("text_encoder", (*SHARDS, INDEX)), ("vae", SINGLE)):
         files += [f"{network}/{name}" for name in names]
     for file in files:
         (folder / file).parent.mkdir(parents=True, exist_ok=True)
@@ -331,7 +332,7 @@ def pipeline(folder: Path) -> Path:
 @pytest.mark.parametrize(
     "missing",
     ["tokenizer/tokenizer.json", "scheduler/scheduler_config.json", "vae/config.json", f"vae/{SINGLE[0]}",
-     f"transformer/{SHARDS[0]}", f"text_encoder/{SHARDS[2]}"],
+     f"transformer/{SHARDS[0]}", f"text_encoder/{SHARDS[2]}", f"transformer/{INDEX}"],
 )  # fmt: skip
 def test_a_pipeline_is_whole_with_all_its_files(tmp_path: Path, missing: str) -> None:
     folder = pipeline(tmp_path)

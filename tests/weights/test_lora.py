@@ -270,6 +270,8 @@ def test_a_lokr(
         ({"r": RANK, "lora_alpha": 8}, (2.0, 2.0)),
         ({"r": RANK, "lora_alpha": 8, "use_rslora": True}, (4.0, 4.0)),
         ({"r": RANK, "lora_alpha": 8, "alpha_pattern": {"to_q": 2, "other": 5}}, (0.5, 2.0)),
+        ({"r": RANK, "lora_alpha": 8, "alpha_pattern": {"^layers.0.attention.to_q": 2}}, (0.5, 2.0)),
+        ({"r": RANK, "lora_alpha": 8, "alpha_pattern": {"^attention.to_q": 2}}, (2.0, 2.0)),  # not its whole name
         ({"r": RANK}, (1.0, 1.0)),
     ],
 )
@@ -290,6 +292,49 @@ def test_alpha_of_peft(
     lora = open_lora(models.save(tensors, tmp_path / "adapter_model.safetensors", note), base.config)
     scaled = {m: (a, strength * b) for (m, (a, b)), strength in zip(adapters.items(), strengths, strict=True)}
     assert_close(load(base, lora), merged(scaled, 1.0))
+
+
+@pytest.mark.parametrize(
+    ("settings_", "strength"),
+    [
+        ({"r": 16, "alpha": 8}, 0.5),
+        ({"r": 16, "alpha": 8, "alpha_pattern": {"to_k": 4}, "rank_pattern": {"to_k": 2}}, 2.0),
+    ],
+)
+@pytest.mark.parametrize("place", ["metadata", "adapter_config.json"])
+@pytest.mark.parametrize("low_rank", [False, True])
+def test_a_lokr_of_peft(
+    tmp_path: Path, bases: dict[str, Component[Any]], settings_: Any, strength: float, place: str, low_rank: bool
+) -> None:
+    """Its strength is alpha / r of the settings, whether or not its factors are themselves low-rank."""
+    module = "layers.0.attention.to_k"
+    _, state = models.transformer()
+    rows, columns = (side // 2 for side in state[f"{module}.weight"].shape)
+    left, a, b = torch.randn(2, 2), torch.randn(rows, 3), torch.randn(3, columns)
+    right = {"lokr_w2_a": a, "lokr_w2_b": b} if low_rank else {"lokr_w2": a @ b}
+    prefix, note, said = "base_model.model.", None, {"peft_type": "LOKR", **settings_}
+    if place == "metadata":
+        prefix = "transformer."
+        note = {"lora_adapter_metadata": json.dumps({f"transformer.{k}": v for k, v in said.items()})}
+    else:
+        (tmp_path / place).write_text(json.dumps(said))
+    tensors = {f"{prefix}{module}.{name}": part for name, part in {"lokr_w1": left, **right}.items()}
+    lora = open_lora(models.save(tensors, tmp_path / "adapter_model.safetensors", note), bases["split"].config)
+    weight = state[f"{module}.weight"] + strength * torch.kron(left, a @ b)
+    assert_close(load(bases["split"], lora), models.fused_transformer({**state, f"{module}.weight": weight}))
+
+
+@pytest.mark.parametrize(
+    ("settings_", "reason"),
+    [({"r": 16}, "no r or no alpha"), ({"alpha": 8}, "no r or no alpha"), ({"r": 0, "alpha": 8}, "positive number"),
+     ({"r": "16", "alpha": 8}, "the rank '16'")],
+)  # fmt: skip
+def test_a_lokr_of_peft_without_its_strength_is_refused(tmp_path: Path, settings_: Any, reason: str) -> None:
+    config, _ = models.transformer()
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": "LOKR", **settings_}))
+    tensors = {f"{Q}.lokr_w1": torch.ones(2, 2), f"{Q}.lokr_w2": torch.ones(128, 128)}
+    with pytest.raises(WeightsError, match=reason):
+        open_lora(models.save(tensors, tmp_path / "adapter_model.safetensors"), config)
 
 
 def test_several_adapters_add_up(tmp_path: Path, bases: dict[str, Component[Any]]) -> None:
@@ -366,6 +411,7 @@ MISFIT = "does not fit the weight"
         ({**one(), "text_encoder.layers.0.lora_A.weight": torch.ones(1, 1)}, "adapts the text encoder"),
         ({**one(), f"{Q}.dora_scale": torch.ones(256)}, "is DoRA"),
         ({**one(), f"{Q}.lora_magnitude_vector.weight": torch.ones(256)}, "is DoRA"),
+        ({**one(), f"{Q}.magnitude": torch.ones(256)}, "is DoRA"),
         ({f"{Q}.hada_w1_a": torch.ones(256, 4)}, "is LoHa"),
         ({f"{Q}.diff": torch.ones(256, 256)}, "is full differences"),
         ({**one(), f"{Q}.lora_mid.weight": torch.ones(4, 4)}, "is a convolution's LoRA"),

@@ -54,6 +54,13 @@ def legacy(state: State, prefix: str) -> tuple[State, dict[str, str] | None]:
     return out, None
 
 
+def legacy_bytes(state: State, prefix: str) -> tuple[State, dict[str, str] | None]:
+    """The same in a uint8 container; a mark in fp32 stands for e4m3fn."""
+    out, _ = legacy(state, prefix)
+    bytes_ = {name: tensor.view(torch.uint8) if tensor.dtype == FP8 else tensor for name, tensor in out.items()}
+    return bytes_ | {f"{prefix}scaled_fp8": torch.zeros(2)}, None
+
+
 def current(state: State, prefix: str) -> tuple[State, dict[str, str] | None]:
     out: State = {}
     for name, tensor in state.items():
@@ -88,6 +95,7 @@ def metadata(state: State, prefix: str) -> tuple[State, dict[str, str] | None]:
     [
         (plain, "", lambda t: t.to(FP8).float()),
         (legacy, "model.diffusion_model.", meant),
+        (legacy_bytes, "model.diffusion_model.", meant),
         (current, "", meant),
         (metadata, "diffusion_model.", lambda t: meant(t, per_row=True)),
     ],
@@ -162,6 +170,8 @@ def test_scaling_is_rounded_once(tmp_path: Path) -> None:
         ),
         ({"x.qweight": torch.ones(1)}, "SVDQuant"),
         ({"x.smooth_factor": torch.ones(1)}, "SVDQuant"),
+        ({"x.weight_scale_inv": torch.ones(1, 1)}, "block-wise fp8"),
+        ({"x.weight": torch.ones(3, 4, dtype=torch.uint8), "x.weight_scale": torch.ones(())}, "names no format"),
         ({"x.weight.absmax": torch.ones(1)}, "bitsandbytes"),
         ({"x.weight_scale": torch.ones(2, 2)}, r"block scales 'x.weight_scale' of shape \[2, 2\]"),
     ],

@@ -3,16 +3,16 @@
 Nothing is loaded and nothing is downloaded: the 6B's sizes are those of its published configs.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
 
 from zturbo import __version__
 from zturbo.engine.catalog import CATALOG, Z_IMAGE_TURBO, known, local_path, resolve
-from zturbo.engine.engine import complete, model_size
+from zturbo.engine.engine import LoadOptions, complete, model_size
 from zturbo.engine.machine import Machine, detect
-from zturbo.engine.plan import GIB, ModelSize, Plan, Wish, choose_plan
+from zturbo.engine.plan import GIB, ModelSize, Plan, choose_plan
 from zturbo.errors import ConfigError, DoesNotFit, WeightsError, WeightsNotFound
 from zturbo.models.configs import TextEncoderConfig, TransformerConfig, VaeConfig
 from zturbo.weights import published
@@ -54,21 +54,23 @@ class Report:
         return "\n\n".join([_machine_text(self.machine), *map(_diagnosis_text, self.diagnoses)])
 
 
-def examine(model: str | None = None, device: str = "auto", dtype: str = "auto", quantization: Wish = "auto") -> Report:
+def examine(model: str | None = None, options: LoadOptions | None = None) -> Report:
     """Examine this machine for one model, or for every known one.
 
     Args:
-        model: a known name, folder or file; None for all known models.
-        device, dtype, quantization: as for `Engine.load`.
+        model: a known name, folder or file; None for all known models, with the parts that they come with.
+        options: as for `Engine.load`, of which device, dtype, quantization and replacements count.
 
     Raises:
         DeviceError: the device is not there.
         WeightsError, ConfigError: the model named is not there, or is damaged.
     """
-    machine = detect(device)
+    options = options or LoadOptions()
+    machine = detect(options.device)
     if model is not None:
-        return Report(machine, (_diagnose(model, machine, dtype, quantization),))
-    return Report(machine, tuple(_diagnose_known(entry.name, machine, dtype, quantization) for entry in CATALOG))
+        return Report(machine, (_diagnose(model, machine, options),))
+    own = replace(options, text_encoder=None, vae=None)
+    return Report(machine, tuple(_diagnose_known(entry.name, machine, own) for entry in CATALOG))
 
 
 def published_size() -> ModelSize:
@@ -80,21 +82,23 @@ def published_size() -> ModelSize:
     )
 
 
-def _diagnose_known(name: str, machine: Machine, dtype: str, quantization: Wish) -> Diagnosis:
+def _diagnose_known(name: str, machine: Machine, options: LoadOptions) -> Diagnosis:
     """One of all known models: that it is damaged is told in its place, and the others are examined all the same."""
     try:
-        return _diagnose(name, machine, dtype, quantization)
+        return _diagnose(name, machine, options)
     except (WeightsError, ConfigError) as error:
         return Diagnosis(name, True, None, str(error))
 
 
-def _diagnose(name: str, machine: Machine, dtype: str, quantization: Wish) -> Diagnosis:
+def _diagnose(name: str, machine: Machine, options: LoadOptions) -> Diagnosis:
     present = not (known(name) is Z_IMAGE_TURBO and local_path(Z_IMAGE_TURBO) is None)
-    checkpoint = open_checkpoint(resolve(name)[1]) if present else None
+    checkpoint = None
+    if present:
+        checkpoint = open_checkpoint(resolve(name)[1], text_encoder=options.text_encoder, vae=options.vae)
     try:
         # A single file may need parts of a model that is still to be pulled: no damage, but the next thing to do.
         size = model_size(complete(checkpoint)) if checkpoint else published_size()
-        return Diagnosis(name, present, choose_plan(machine, size, dtype, quantization), "")
+        return Diagnosis(name, present, choose_plan(machine, size, options.dtype, options.quantization), "")
     except (DoesNotFit, WeightsNotFound) as error:
         return Diagnosis(name, present, None, str(error))
 

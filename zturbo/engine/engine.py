@@ -85,6 +85,22 @@ class LoadOptions:
     vae: Path | None = None
     expansion: bool = True
 
+    @classmethod
+    def of(cls, config: Config, **parts: Any) -> "LoadOptions":
+        """What the settings ask for; `parts` are further members."""
+        return cls(
+            device=config.device,
+            dtype=config.dtype,
+            quantization=cast(Wish, config.quantization),  # the settings' table allows nothing else
+            acceleration=config.acceleration,
+            attention=config.attention,
+            loras=adapters_of(config.lora),
+            text_encoder=Path(config.text_encoder) if config.text_encoder else None,
+            vae=Path(config.vae) if config.vae else None,
+            expansion=config.expansion_provider == "local",
+            **parts,
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
@@ -185,19 +201,7 @@ class Engine:
             torch.set_num_threads(config.threads)
         elif (cores := control_group_cores()) < torch.get_num_threads():  # more would spin their share of it away
             torch.set_num_threads(max(1, math.ceil(cores)))
-        options = LoadOptions(
-            device=config.device,
-            dtype=config.dtype,
-            quantization=cast(Wish, config.quantization),  # the settings' table allows nothing else
-            acceleration=config.acceleration,
-            attention=config.attention,
-            loras=adapters_of(config.lora),
-            text_encoder=Path(config.text_encoder) if config.text_encoder else None,
-            vae=Path(config.vae) if config.vae else None,
-            expansion=config.expansion_provider == "local",
-            **parts,
-        )
-        return cls.load(config.model, options, report)
+        return cls.load(config.model, LoadOptions.of(config, **parts), report)
 
     @property
     def lanes(self) -> int:
@@ -390,7 +394,8 @@ def complete(checkpoint: Checkpoint) -> Checkpoint:
     if folder is None:
         raise WeightsNotFound(
             f"{checkpoint.path} has no {' and no '.join(missing)}",
-            "pass --text-encoder FOLDER (with its tokenizer) and --vae FILE, or `zturbo models pull z-image-turbo`",
+            "pass --text-encoder FOLDER (tokenizer.json beside it) and --vae FILE, "
+            "or `zturbo models pull z-image-turbo`",
         )
     whole = open_checkpoint(folder)
     return Checkpoint(

@@ -55,7 +55,7 @@ async function takeKey() {
     if (error instanceof ApiError && [401, 400].includes(error.status)) {
       if (before[0]) key.set(...before);
       else key.forget();
-      refuseKey(error.message);
+      refuseKey(error.message, "en");
       return;
     }
     outcome = "key.unsure"; // any other answer says nothing against the key, nor for it
@@ -65,8 +65,9 @@ async function takeKey() {
   showAccount();
 }
 
-function refuseKey(reason) {
+function refuseKey(reason, lang = document.documentElement.lang) {
   $("key-error").textContent = reason;
+  $("key-error").lang = lang;
   $("key-error").hidden = false;
 }
 
@@ -96,9 +97,14 @@ async function showUsage() {
     const days = lastDays(groups);
     $("usage-chart").replaceChildren(...(days.some((day) => day.images) ? [chart(days), table(days)] : [h("p", { className: "quiet" }, t("usage.none"))]));
   } catch (error) {
-    const reason = [401, 403].includes(error.status) ? "usage.denied" : "usage.absent";
-    $("usage-chart").replaceChildren(h("p", { className: "quiet" }, t(reason)));
+    $("usage-chart").replaceChildren(usageMissing(error));
   }
+}
+
+/** Why there is none: in the page's words where it has some, else in the server's. */
+function usageMissing(error) {
+  const own = { 401: "usage.denied", 403: "usage.denied", 404: "usage.absent" }[error.status] ?? (error instanceof ApiError ? null : "failed.offline");
+  return h("p", { className: "quiet", ...(own ? {} : { lang: "en" }) }, own ? t(own) : error.message);
 }
 
 /** Seven days, oldest first; days without a row are empty. */

@@ -1,6 +1,6 @@
 // One request on the wire: its events to the stage, its pictures into the history.
 
-import { blobOf, draw } from "./api.js";
+import { ApiError, blobOf, draw } from "./api.js";
 import { toast } from "./dom.js";
 import * as history from "./history.js";
 import { number, t } from "./language.js";
@@ -21,8 +21,9 @@ export async function drawPictures(request, stage, signal) {
       if (kind === "completed") found.push(event);
     }
   } catch (error) {
-    failure = signal.aborted && mayBeCharged ? new Error(t("cancelled.late")) : error;
+    failure = error;
   }
+  if (mayBeCharged && !(failure instanceof ApiError)) failure = new Error(t(signal.aborted ? "cancelled.late" : "failed.late"));
   if (!found.length) throw failure;
   if (found.length < request.num_images) toast(t("arrived", { n: number(found.length), images: number(request.num_images) }));
   const timings = { total: (Date.now() - started) / 1000 }; // what the server says stands before it

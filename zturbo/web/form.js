@@ -176,12 +176,12 @@ export function showProblems(issues) {
   return strangers;
 }
 
-function showAt({ path, message, hint }) {
+function showAt({ path, message, hint, own = false }) {
   const field = document.querySelector(`[data-field="${CSS.escape(path[0])}"]`);
   if (!field) return false;
-  const place = path.length > 1 ? `${path.slice(1).join(".")}: ` : "";
+  const place = path.length > 1 && !own ? `${path.slice(1).join(".")}: ` : "";
   const box = field.querySelector(".error");
-  box.append(h("span", { lang: "en" }, `${place}${message}${hint ? ` (${hint})` : ""}`));
+  box.append(h("span", own ? {} : { lang: "en" }, `${place}${message}${hint ? ` (${hint})` : ""}`));
   box.hidden = false;
   field.closest("details")?.setAttribute("open", "");
   const inputs = [...field.querySelectorAll("input, textarea")];
@@ -198,11 +198,16 @@ export function clearProblems() {
   for (const input of $("request").querySelectorAll("[aria-invalid]")) input.removeAttribute("aria-invalid");
 }
 
-/** Show what the page itself can tell before it asks: nothing to draw, or a seed that a script cannot hold. */
+/** Show what the page itself can tell before it asks: nothing to draw, half a size, or a seed that a script cannot hold. */
 export function showOwnProblems(request) {
   const problems = [];
-  if (!request.prompt.trim()) problems.push({ path: ["prompt"], message: t("prompt.missing") });
-  if (request.seed > SAFE) problems.push({ path: ["seed"], message: t("seed.large", { max: number(SAFE) }) });
+  const found = (path, message) => problems.push({ path, message, own: true });
+  if (!request.prompt.trim()) found(["prompt"], t("prompt.missing"));
+  for (const [name, pixels] of Object.entries(request.image_size ?? {})) { // of a preset's name: its letters
+    if (pixels === null) found(["image_size", name], `${t(name)}: ${t("size.missing")}`);
+  }
+  const largest = SAFE - (request.num_images - 1); // each picture has the next seed
+  if (request.seed > largest) found(["seed"], t("seed.large", { max: number(largest) }));
   showProblems(problems);
   return problems.length > 0;
 }

@@ -11,7 +11,9 @@ let choose = () => {};
 
 export async function wireGallery(onChoose) {
   choose = onChoose;
-  pictures = await history.all();
+  const found = await history.all();
+  const known = new Set(pictures.map((one) => one.id)); // drawn meanwhile
+  pictures = [...pictures, ...found.filter((one) => !known.has(one.id))];
   inLanguage(render);
 }
 
@@ -33,9 +35,10 @@ export function added(picture) {
   render();
 }
 
+/** Out of the history and off the wall; where the browser refuses, neither. */
 export async function remove(gone) {
-  pictures = pictures.filter((one) => !gone.includes(one));
   await history.remove(gone.map((one) => one.id));
+  pictures = pictures.filter((one) => !gone.includes(one));
   render();
 }
 

@@ -13,7 +13,10 @@ function database() {
   opened ??= new Promise((resolve, reject) => {
     const request = indexedDB.open("zturbo", 1);
     request.onupgradeneeded = () => request.result.createObjectStore("pictures", { keyPath: "id", autoIncrement: true });
-    request.onsuccess = () => resolve(request.result);
+    request.onsuccess = () => {
+      request.result.onclose = () => { opened = null; }; // by the browser, e.g. because the disk failed: the next use opens it anew
+      resolve(request.result);
+    };
     request.onerror = () => reject(request.error);
   }).catch(() => { kept = []; return null; });
   return opened;

@@ -70,7 +70,7 @@ function runWith({ prompt, ...settings }) {
 
 function isFree() {
   if (running) toast(t("busy"));
-  return running === null;
+  return running === null && !$("draw").disabled;
 }
 
 /** The form's request; null where the page itself can tell that it is none, and has. */
@@ -121,14 +121,14 @@ function showFailure(error) {
   if (strangers.length || !error.issues.length) {
     const retry = error.retryAfter && t("failed.again", { n: number(error.retryAfter) });
     const words = strangers.length ? strangers.map((one) => `${one.path.join(".")}: ${one.message}`) : [error.message];
-    tell([...words, retry], error.requestId);
+    tell([...words.map((text) => h("span", { lang: "en" }, text)), retry], error.requestId);
   }
   if (error.status === 401) showAccount();
 }
 
-/** An error that belongs to no field. */
+/** An error that belongs to no field; lines are texts of the page, or elements. */
 function tell(lines, requestId = null) {
-  $("form-error").replaceChildren(...lines.filter(Boolean).map((line) => h("span", {}, line)),
+  $("form-error").replaceChildren(...lines.filter(Boolean).map((line) => (line instanceof Node ? line : h("span", {}, line))),
     ...(requestId ? [h("small", {}, t("request.id", { id: requestId }))] : []));
   $("form-error").hidden = false;
 }
@@ -155,13 +155,18 @@ function showAgain() {
   else show([onStage], 0);
 }
 
+function showKept(picture) {
+  const group = gallery.groupOf(picture);
+  show(group, group.indexOf(picture));
+}
+
+/** What a click on a picture of the history does. */
 function showOne(picture) {
   if (first) {
     compareWith(picture);
     return;
   }
-  const group = gallery.groupOf(picture);
-  show(group, group.indexOf(picture));
+  showKept(picture);
   if ($("stage").getBoundingClientRect().top < 0 || $("stage").getBoundingClientRect().top > innerHeight / 2) $("stage").scrollIntoView();
 }
 
@@ -189,13 +194,24 @@ const acts = {
   },
   code: (picture) => showCode(form.brief({ ...picture.request, num_images: 1, seed: picture.seed })),
   async remove(picture) {
-    onStage = null;
-    await gallery.remove([picture]);
-    showEmpty();
-    $("stage").focus(); // the buttons have gone
-    toast(t("removed"));
+    if (await isRemoved(() => gallery.remove([picture]))) toast(t("removed"));
   },
 };
+
+/** Whether the browser forgot pictures; then nothing is on the stage, and nothing waits to be compared. */
+async function isRemoved(remove) {
+  try {
+    await remove();
+  } catch (error) {
+    toast(t("failed.remove", { reason: error.message }));
+    return false;
+  }
+  onStage = null;
+  compareWith(null);
+  showEmpty();
+  $("stage").focus(); // the buttons have gone
+  return true;
+}
 
 function compareWith(second) {
   const one = first;
@@ -311,13 +327,16 @@ async function start() {
     form.wireForm(await readLimits());
   } catch (error) {
     tell([t("limits.missing", { reason: error.message })]);
+    $("draw").disabled = $("open-code").disabled = true; // a request is made of them
     return;
   }
   inLanguage(wireExamples);
   wireModel(wireExamples);
   await gallery.wireGallery(showOne);
-  if (gallery.newest()) showOne(gallery.newest());
-  else showEmpty();
+  if (!running && !onStage) { // nobody was faster than the history
+    if (gallery.newest()) showKept(gallery.newest());
+    else showEmpty();
+  }
   document.documentElement.dataset.ready = "";
 }
 
@@ -329,10 +348,7 @@ function showFormAsCode() {
 async function removeAll() {
   const count = $("pictures").childElementCount;
   if (!confirm(t("history.sure", { n: number(count) }))) return;
-  onStage = null;
-  await gallery.removeAll();
-  showEmpty();
-  $("stage").focus(); // the button has gone
+  await isRemoved(gallery.removeAll);
 }
 
 start();

@@ -8,6 +8,7 @@ const isMac = /Mac|iP(hone|ad)/.test(navigator.platform);
 export const MODIFIER = isMac ? "⌘" : "Ctrl";
 
 const SINGLE = { "/": "prompt", "?": "help", l: "lock", v: "vary", c: "code", f: "full", d: "save" };
+const STEPS = { ArrowLeft: -1, ArrowRight: 1 };
 const LISTED = [
   [[MODIFIER, "↵"], "draw"], [["Esc"], "cancel"], [["/"], "prompt"], [["v"], "vary"], [["l"], "lock"], [["c"], "code"],
   [["f"], "full"], [["d"], "save"], [["←", "→"], "walk"], [["?"], "help"],
@@ -25,7 +26,7 @@ export function wireShortcuts(acts) {
     const act = actOf(event, acts);
     if (!act) return;
     event.preventDefault();
-    act();
+    if (!event.repeat || event.key in STEPS) act(); // a key that is held down draws and saves once
   });
 }
 
@@ -35,6 +36,6 @@ function actOf(event, acts) {
   if (event.ctrlKey || event.metaKey || event.altKey) return null;
   if (event.key === "Escape") return acts.cancel;
   if (event.target.closest("input, textarea, select, [role=tab]") || !$("single-keys").checked) return null;
-  const step = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
+  const step = STEPS[event.key];
   return step ? () => acts.walk(step) : acts[SINGLE[event.key]];
 }

@@ -31,6 +31,7 @@ from zturbo.weights.version import version_of
 
 Config = TypeVar("Config")
 
+WEIGHTS = ("*.safetensors", "*.gguf")
 FOLDER_HINT = "a model folder has transformer/, text_encoder/, vae/, scheduler/ and tokenizer/, each with its files"
 
 
@@ -114,7 +115,9 @@ def open_checkpoint(path: Path, *, text_encoder: Path | None = None, vae: Path |
 
 def _open_folder(path: Path, text_encoder: Path | None, vae: Path | None) -> Checkpoint:
     if not (path / "transformer").is_dir():
-        raise WeightsNotFound(f"{path}: holds no transformer/ folder", FOLDER_HINT)
+        files = [str(file) for depth in ("", "*/", "*/*/") for kind in WEIGHTS for file in path.glob(f"{depth}{kind}")]
+        hint = f"pass one of its files: {some(files)}" if files else FOLDER_HINT
+        raise WeightsNotFound(f"{path}: holds no transformer/ folder", hint)
     if (index := path / "model_index.json").is_file():
         pipeline = read_json(index).get("_class_name")
         if not isinstance(pipeline, str) or not pipeline.startswith("ZImage"):
@@ -135,9 +138,10 @@ def _scheduler(path: Path) -> SchedulerConfig:
     return SchedulerConfig.from_dict(read_json(path), str(path))
 
 
-def _tokenizer(folder: Path) -> Path | None:
-    """`tokenizer.json` in the folder itself or in its tokenizer/ neighbour, as hub repositories have it."""
-    places = (folder / "tokenizer.json", folder.parent / "tokenizer" / "tokenizer.json")
+def _tokenizer(encoder: Path) -> Path | None:
+    """`tokenizer.json` in an encoder's folder, or beside its file, or in the tokenizer/ next to either."""
+    folder = encoder if encoder.is_dir() else encoder.parent
+    places = (folder / "tokenizer.json", encoder.parent / "tokenizer" / "tokenizer.json")
     return next((file for file in places if file.is_file()), None)
 
 
@@ -192,7 +196,7 @@ def _open_single(path: Path, text_encoder: Path | None, vae: Path | None) -> Che
         text_encoder=open_text_encoder(text_encoder) if text_encoder else inner_encoder,
         vae=open_vae(vae) if vae else inner_vae,
         scheduler=SchedulerConfig.from_dict(published.SCHEDULER, "published scheduler"),
-        tokenizer=_tokenizer(text_encoder) if text_encoder else None,
+        tokenizer=_tokenizer(text_encoder or path) if text_encoder or inner_encoder else None,
     )
 
 

@@ -102,10 +102,12 @@ def is_whole_pipeline(folder: Path) -> bool:
 
 
 def _has_weights(component: Path) -> bool:
-    """Whether the weights are there, all shards of them: NAME-00001-of-00003.safetensors says how many there are."""
+    """Whether the weights are there, all shards of them: NAME-00001-of-00003.safetensors says how many there are, and
+    an index which tensor is in which."""
     names = [file.name for file in component.glob("*.safetensors") if file.is_file()]
     counts = [int(match[1]) for name in names if (match := re.search(r"-\d{5}-of-(\d{5})\.safetensors$", name))]
-    return bool(names) and len(counts) >= max(counts, default=0)
+    has_index = not counts or any(file.is_file() for file in component.glob("*.safetensors.index.json"))
+    return bool(names) and len(counts) >= max(counts, default=0) and has_index
 
 
 def pull(

@@ -42,7 +42,7 @@ _DOTTED = (
 _UNDERSCORED = ("lora_unet_", "lora_transformer_", "lycoris_")  # kohya and musubi, OneTrainer, SimpleTuner
 _PREFIXES = (*_DOTTED, *_UNDERSCORED)
 
-_PLAIN_NAME = re.compile(r"[\w.]+", re.ASCII)
+_PLAIN_NAME = re.compile(r"\^?[\w.-]+", re.ASCII)
 _PART = re.compile(
     r"(?P<module>.+)\.(?:lora[_.](?P<side>A|B|down|up)(?:(?:\.\w+)?\.weight)?|(?P<rest>alpha|lokr_w[12](?:_[ab])?))"
 )
@@ -52,6 +52,7 @@ _TEXT_ENCODER = ("lora_te", "text_encoder", "lora_text", "base_model.model.text_
 _UNSUPPORTED = {
     "dora_scale": "DoRA",
     "lora_magnitude_vector": "DoRA",
+    "magnitude": "DoRA",
     "hada_": "LoHa",
     "lokr_t2": "a convolution's LoKr",
     "lora_mid": "a convolution's LoRA",
@@ -264,44 +265,72 @@ def _check_disjoint(path: Path, deltas: Mapping[str, Sequence[_Delta]]) -> None:
 
 
 class _Alphas:
-    """alpha / rank of each module: from its own tensor, else from PEFT's settings, else 1."""
+    """The strength of each module: from its own alpha, else from PEFT's settings, else 1."""
 
     def __init__(self, path: Path, metadata: Mapping[str, str]) -> None:
         self._path = path
         settings = _peft_settings(path, metadata)
         if settings.get("use_dora"):
             raise bad_file(path, "is DoRA; LoRA and LoKr of linear layers are supported", "")
-        self._alpha: Any = settings.get("lora_alpha")
-        self._pattern: Any = settings.get("alpha_pattern") or {}
+        self._is_lokr = settings.get("peft_type") == "LOKR"  # then alpha has another name, and r counts
+        self._alpha: Any = settings.get("alpha" if self._is_lokr else "lora_alpha")
+        self._rank: Any = settings.get("r")
+        self._alphas, self._ranks = (self._pattern(settings, name) for name in ("alpha_pattern", "rank_pattern"))
         self._root = bool(settings.get("use_rslora"))  # rank-stabilised: alpha / sqrt(rank)
-        if not isinstance(self._pattern, dict):
-            raise bad_file(path, f"has the alpha_pattern {self._pattern!r}, expected an object", "")
-        if odd := [name for name in self._pattern if not _PLAIN_NAME.fullmatch(name)]:
-            raise bad_file(
-                path, f"has the regular expression {odd[0][:80]!r} in its alpha_pattern; names are supported", ""
-            )
+
+    def _pattern(self, settings: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+        """Exceptions for some modules.
+
+        PEFT matches regular expressions, with which a file could hang us; here they are last parts of names, or
+        whole ones behind a ^.
+        """
+        pattern: Any = settings.get(name) or {}
+        if not isinstance(pattern, dict):
+            raise bad_file(self._path, f"has the {name} {pattern!r}, expected an object", "")
+        if odd := [key for key in pattern if not _PLAIN_NAME.fullmatch(key)]:
+            reason = f"has the regular expression {odd[0][:80]!r} in its {name}; names are supported"
+            raise bad_file(self._path, reason, "")
+        return pattern
+
+    def kronecker(self, adapter: _Adapter, rank: int | None) -> float:
+        """LyCORIS counts alpha only where a factor is itself low-rank, by that factor's rank; PEFT, whose LoKr has its
+        alpha in the settings, always and by their r (`LoKrLayer.get_delta_weight`)."""
+        if "alpha" in adapter.parts or not self._is_lokr:
+            return self.scale(adapter, rank) if rank else 1.0
+        alpha = self._from_settings(adapter.key, self._alphas, self._alpha)
+        rank = self._from_settings(adapter.key, self._ranks, self._rank)
+        if alpha is None or rank is None:
+            raise bad_file(self._path, f"is PEFT's LoKr, and its settings name no r or no alpha for {adapter.key}", "")
+        if (divisor := self._checked(rank, adapter, "rank")) <= 0:
+            raise bad_file(self._path, f"has the rank {rank!r} for {adapter.key}, expected a positive number", "")
+        return self._checked(alpha, adapter) / divisor
 
     def scale(self, adapter: _Adapter, rank: int) -> float:
         if (tensor := adapter.parts.get("alpha")) is not None:
             if tensor.numel() != 1:
                 raise bad_file(self._path, f"has an alpha of {tensor.numel()} values for {adapter.key}", "")
             return self._checked(tensor.item(), adapter) / rank
-        alpha = self._from_settings(adapter.key)
+        alpha = self._from_settings(adapter.key, self._alphas, self._alpha)
         if alpha is None:
             return 1.0
         return self._checked(alpha, adapter) / (math.sqrt(rank) if self._root else rank)
 
-    def _from_settings(self, module: str) -> Any:
-        """PEFT matches regular expressions, with which a file could hang us; here they are last parts of names."""
-        for name, alpha in self._pattern.items():
-            if module == name or module.endswith(f".{name}"):
-                return alpha
-        return self._alpha
+    @staticmethod
+    def _from_settings(module: str, pattern: Mapping[str, Any], usual: Any) -> Any:
+        """What the settings say of a module: the first exception that it fits, else what is said of all."""
+        for name, value in pattern.items():
+            if name.startswith("^"):
+                fits = any(module == _spelled(prefix, name[1:]) for prefix in _PREFIXES)
+            else:
+                fits = module == name or module.endswith(f".{name}")
+            if fits:
+                return value
+        return usual
 
-    def _checked(self, alpha: Any, adapter: _Adapter) -> float:
-        if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not math.isfinite(alpha):
-            raise bad_file(self._path, f"has the alpha {alpha!r} for {adapter.key}, expected a finite number", "")
-        return float(alpha)
+    def _checked(self, value: Any, adapter: _Adapter, what: str = "alpha") -> float:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            raise bad_file(self._path, f"has the {what} {value!r} for {adapter.key}, expected a finite number", "")
+        return float(value)
 
 
 def _peft_settings(path: Path, metadata: Mapping[str, str]) -> Mapping[str, Any]:
@@ -349,13 +378,11 @@ _LOKR_PARTS = [
 
 
 def _kronecker(path: Path, adapter: _Adapter, alphas: _Alphas, user_scale: float) -> _Kronecker:
-    """alpha counts only where a factor is itself low-rank, as in LyCORIS; the rank is then that factor's."""
     left, left_rank = _factor(path, adapter, "lokr_w1")
     right, right_rank = _factor(path, adapter, "lokr_w2")
     if (left.shape[0] * right.shape[0], left.shape[1] * right.shape[1]) != adapter.place.shape:
         raise _misfit(path, adapter)
-    rank = right_rank or left_rank
-    strength = alphas.scale(adapter, rank) if rank else 1.0
+    strength = alphas.kronecker(adapter, right_rank or left_rank)
     return _Kronecker(adapter.place.first_row, left * (strength * user_scale), right)
 
 

@@ -27,6 +27,9 @@ _STORAGE = {
 }
 """Formats whose value is stored * scale."""
 
+_LEGACY_MARK = "scaled_fp8"
+"""Last part of the name of a tensor whose type is that of a legacy file's weights; fp32 stands for e4m3fn."""
+
 _SCALES = (".weight_scale", ".scale_weight")
 _EXTRAS = (*_SCALES, ".input_scale", ".scale_input", ".comfy_quant")
 """Suffixes of tensors that describe a layer's weight; input scales serve fp8 activations, which are not used."""
@@ -40,6 +43,8 @@ _FOREIGN = {
     ".weight.absmax": "bitsandbytes",
     ".weight.quant_map": "bitsandbytes",
     ".SCB": "bitsandbytes int8",
+    ".weight_scale_inv": "block-wise fp8",
+    ".pre_quant_scale": "AWQ",
     ".zero_point": "SDNQ",
     ".svd_up": "SDNQ",
 }
@@ -79,7 +84,7 @@ class DecodedTensors:
             yield name, self._decode(name, dtype)
 
     def _describes_weight(self, name: str) -> bool:
-        if name.rsplit(".", 1)[-1] == "scaled_fp8":
+        if name.rsplit(".", 1)[-1] == _LEGACY_MARK:
             return True
         return any(name.endswith(s) and f"{name.removesuffix(s)}.weight" in self._stored.entries for s in _EXTRAS)
 
@@ -143,6 +148,8 @@ class DecodedTensors:
         stored = self._stored.read(name)
         if settings := self._formats.get(layer):
             stored = self._as_storage(name, stored, _STORAGE[settings["format"]])
+        elif stored.dtype == torch.uint8:
+            stored = stored.view(self._legacy_storage(name))
         return _scaled(stored, self._scale(scale_name, stored), dtype)
 
     def _as_storage(self, name: str, tensor: torch.Tensor, storage: torch.dtype) -> torch.Tensor:
@@ -152,6 +159,13 @@ class DecodedTensors:
         if tensor.dtype == torch.uint8 and storage.itemsize == 1:
             return tensor.view(storage)
         raise bad_file(self.path, f"declares {name!r} as {storage} but stores {tensor.dtype}")
+
+    def _legacy_storage(self, name: str) -> torch.dtype:
+        """What bytes with a scale and without a format are: fp8, in the type of the file's legacy mark."""
+        marks = [entry.dtype for key, entry in self._stored.entries.items() if key.rsplit(".", 1)[-1] == _LEGACY_MARK]
+        if not marks:
+            raise bad_file(self.path, f"stores {name!r} as bytes with a scale and names no format", ALTERNATIVES)
+        return marks[0] if marks[0] in _STORAGE.values() else torch.float8_e4m3fn
 
     def _scale(self, name: str, weight: torch.Tensor) -> torch.Tensor:
         """The scale, shaped to multiply the weight's rows."""
