@@ -7,6 +7,7 @@ run is in the log).
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from random import Random
 
 from nano.world import PRACTICE, SMALL, WIDE, WIDE_PRACTICE, World
 
@@ -177,26 +178,35 @@ _ALL_SHARES = (  # the largest sizes as well, which the network does not continu
     (1536, 1536, 0.025),
 )
 
-_LARGE_SHARES = (  # what large things are learnt from: the size that a request has by default, and those like it
-    (512, 512, 0.135),
-    (1440, 512, 0.13),
-    (1024, 768, 0.27),
-    (768, 1024, 0.05),
-    (1024, 1024, 0.18),
+
+def every_size(count: int, seed: int) -> tuple[tuple[int, int], ...]:
+    """So many widths and heights (pixels) of all that a request may name, none twice.
+
+    A picture's size decides where its things stand and how high they are. From sizes of a list a model learns the list,
+    and draws a thing of two heights at once between them; from sizes of all kinds it learns the rule.
+    """
+    sides, chance = range(512, 2049, 32), Random(seed)
+    return tuple(chance.sample([(width, height) for width in sides for height in sides], count))
+
+
+_EVERY_SIZE = every_size(96, seed=17)
+_ASKED_SHARES = (  # what most requests have, the narrowest and the largest
+    (512, 512, 0.12),
+    (1440, 512, 0.11),
+    (1024, 768, 0.15),
+    (1024, 1024, 0.09),
+    (2048, 2048, 0.05),
     (768, 512, 0.015),
     (512, 768, 0.015),
-    (1024, 576, 0.015),
-    (576, 1024, 0.01),
-    (1536, 1024, 0.03),
-    (1024, 1536, 0.02),
-    (1536, 1536, 0.025),
-    (2048, 2048, 0.07),
+    (768, 1024, 0.03),
+    (1536, 1024, 0.02),
+    (1024, 1536, 0.01),
+    (1536, 1536, 0.01),
     (2048, 512, 0.01),
-    (2048, 1024, 0.01),
-    (1024, 2048, 0.005),
     (512, 1440, 0.005),
     (512, 2048, 0.005),
 )
+_EVERY_SHARES = (*_ASKED_SHARES, *((width, height, 0.36 / len(_EVERY_SIZE)) for width, height in _EVERY_SIZE))
 
 CPU = Profile(
     name="cpu",
@@ -250,15 +260,23 @@ ONWARD = replace(
     CPU,
     name="onward",
     language_steps=900,
+    buckets=(
+        *(
+            bucket
+            for bucket in CPU.buckets
+            if any(asked[:2] == (bucket.width, bucket.height) for asked in _ASKED_SHARES)
+        ),
+        *(Bucket(width, height, 64) for width, height in _EVERY_SIZE),
+    ),
     stages=(
-        Stage(buckets=_LARGE_SHARES, tokens_per_batch=4096, steps=1600, peak=0.5, floor=0.7, coarse=0.55, kept=0.5),
-        Stage(buckets=_LARGE_SHARES, tokens_per_batch=4096, steps=3400, peak=0.35, floor=0.0, coarse=0.55, kept=0.5),
+        Stage(buckets=_EVERY_SHARES, tokens_per_batch=4096, steps=1600, peak=0.5, floor=0.7, coarse=0.55, kept=0.5),
+        Stage(buckets=_EVERY_SHARES, tokens_per_batch=4096, steps=3400, peak=0.35, floor=0.0, coarse=0.55, kept=0.5),
     ),
     distillation=Distillation(steps=650, guidance=1.2, weaker_self=True, substeps=1, tokens_per_batch=3072, rate=0.25),
     finish=Finish(steps=450, crops=4, rate=0.3),
     compiled=True,
 )
-"""`CPU` from weights that know most of it (`nano.adopt`): the large sizes from the first step."""
+"""`CPU` from weights that know most of it (`nano.adopt`): all sizes from the first step."""
 
 _GPU_SHARES = (  # the sizes of most requests, before the largest
     (512, 512, 0.6),

@@ -133,7 +133,9 @@ def fill(bucket: Bucket, profile: Profile, folders: Folders, encode: Callable[[T
             continue
         parts: list[tuple[Tensor, Tensor, Tensor]] = []
         count, started = min(shard, scenes - first), time.monotonic()
-        source = stream(make, at_once, profile.workers, profile.seed + 1000 * index + bucket.width * 7 + bucket.height)
+        source = stream(
+            make, at_once, profile.workers, profile.seed + 1000 * index + 4096 * bucket.width + bucket.height
+        )
         while sum(len(latents) for latents, _, _ in parts) < count:
             parts.append(tuple(part.clone() for part in next(source)))  # what workers share holds a file open each
         latents, labels, captions = (torch.cat(column)[:count] for column in zip(*parts, strict=True))
@@ -234,14 +236,14 @@ def caches(folders: Folders, buckets: Sequence[tuple[int, int, float]]) -> tuple
     Raises:
         FileNotFoundError: none has.
     """
-    there = [any(bucket_folder(folders, width, height).glob("*.pt")) for width, height, _ in buckets]
-    bits = int(parallel.agreed(float(sum(1 << index for index, one in enumerate(there) if one))))
-    missing = [f"{width}x{height}" for index, (width, height, _) in enumerate(buckets) if not bits >> index & 1]
+    found = [any(bucket_folder(folders, width, height).glob("*.pt")) for width, height, _ in buckets]
+    there = [bool(parallel.agreed(float(one))) for one in found]
+    missing = [f"{width}x{height}" for (width, height, _), one in zip(buckets, there, strict=True) if not one]
     if len(missing) == len(buckets):
         raise FileNotFoundError(f"{folders.latents}: draw the pictures first (python -m nano.latents)")
     if missing and not parallel.rank():
         print(f"not drawn yet, left out: {', '.join(missing)}", flush=True)
-    chosen = [bucket for index, bucket in enumerate(buckets) if bits >> index & 1]
+    chosen = [bucket for bucket, one in zip(buckets, there, strict=True) if one]
     loaded = [Cache.load(bucket_folder(folders, width, height)) for width, height, _ in chosen]
     return loaded, torch.tensor([share for *_, share in chosen])
 

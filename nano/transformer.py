@@ -60,6 +60,7 @@ WORN_WEIGHT = 8.0  # of tokens under sunglasses, a hat or a scarf
 OPEN_WEIGHT = 4.0  # of tokens in which the drawings of a scene differ more than they do in the mean
 VISITED = 8  # steps whose noise levels are trained most
 COARSE = 0.7  # noise levels from here on decide the composition
+MOST_KEPT = 1024  # tokens of a large picture at most that coarse steps look at: several pictures teach more than one
 ANYWHERE = 0.25  # share of noise levels beside the visited ones, for other numbers of steps
 VARIANTS = 32  # of a block's code: with a picture's own positions or all one's, last block or not, caption or picture
 SMALLEST = 512  # side of the pictures of a sheet, unless a stage has no such size
@@ -302,8 +303,8 @@ class Trainer:
         """One step on one batch of one bucket: whether it was a coarse one, and its errors."""
         self.shadow.refresh()
         coarse = float(torch.rand(1, generator=self.choice)) < stage.coarse
-        share, tokens = stage.kept if coarse else 1.0, cache.tokens
-        batch = cache.batch(max(1, int(stage.tokens_per_batch / (share * tokens))), self.picks)
+        share = min(stage.kept, MOST_KEPT / cache.tokens) if coarse else 1.0
+        batch = cache.batch(max(1, int(stage.tokens_per_batch / (share * cache.tokens))), self.picks)
         if self.learns_empty and float(torch.rand(1, generator=self.picks)) < EMPTY_SHARE:
             batch = batch._replace(ids=empty_prompt(self.tokenizer).expand(len(batch.ids), -1))
         flow, named = losses(self.shadow.model, self.language, batch, coarse, share, self.generator)

@@ -32,7 +32,7 @@ from nano import (
 )
 from nano.adopt import adopt, adopt_run
 from nano.captions import EXPAND_INSTRUCTION, STAGES, continued, short_caption
-from nano.config import CPU, GPU, PROFILES, TINY, Distillation, Finish, Folders, Profile
+from nano.config import CPU, GPU, ONWARD, PROFILES, TINY, Distillation, Finish, Folders, Profile, every_size
 from nano.drawing import Crops, stream
 from nano.evaluate import paraphrases, plain_prompt, unseen, variety
 from nano.judge import Answered, Verdict, answers, compare
@@ -576,13 +576,48 @@ def test_profiles_fit_together(profile: Profile) -> None:
     assert sum(shape.axes) == shape.dim // shape.heads
     assert all(axis % 2 == 0 for axis in shape.axes)
     cached = {(bucket.width, bucket.height) for bucket in profile.buckets}
+    assert len(cached) == len(profile.buckets)
     for stage in profile.stages:
         assert {(width, height) for width, height, _ in stage.buckets} <= cached
         assert sum(share for *_, share in stage.buckets) == pytest.approx(1.0)
 
 
+def test_sizes_of_all_kinds_are_trained_on() -> None:
+    sizes = every_size(96, seed=17)
+    assert len(set(sizes)) == 96
+    assert all(side in range(512, 2049, 32) for size in sizes for side in size)
+    assert set(sizes) <= {(bucket.width, bucket.height) for bucket in ONWARD.buckets}
+    for below, beyond in ((0, 1), (1, 0)):  # in each corner of all sizes, and between them
+        assert any(size[below] < 700 and size[beyond] > 1800 for size in sizes)
+    assert any(min(size) > 1700 for size in sizes)
+
+
+def test_large_pictures_are_judged_by_fewer_of_their_tokens(run: Folders, tmp_path: Path) -> None:
+    """A coarse step sees several pictures of 64 tokens each, where it would see one whole."""
+    folders = _copied(run, tmp_path)
+    trainer = transformer.Trainer(TINY, folders, minutes=10)
+    stage = replace(TINY.stages[0], tokens_per_batch=transformer.MOST_KEPT, coarse=1.0)
+    asked: list[int] = []
+
+    class Wide(latents.Cache):
+        @property
+        def tokens(self) -> int:
+            return 4 * transformer.MOST_KEPT
+
+        def batch(self, count: int, generator: torch.Generator) -> latents.Batch:
+            asked.append(count)
+            return super().batch(count, generator)
+
+    small = latents.Cache.load(latents.bucket_folder(folders, 256, 256))
+    trainer.step(Wide(small.latents, small.labels, small.captions), stage)
+    trainer.step(Wide(small.latents, small.labels, small.captions), replace(stage, coarse=0.0))
+    assert asked == [1, 1]
+    trainer.step(Wide(small.latents, small.labels, small.captions), replace(stage, tokens_per_batch=4096))
+    assert asked == [1, 1, 4]
+
+
 def test_seed_prompt_size_is_trained_on() -> None:
-    for profile in (CPU, GPU):
+    for profile in (CPU, ONWARD, GPU):
         assert any((bucket.width, bucket.height) == (1440, 512) for bucket in profile.buckets)
 
 
