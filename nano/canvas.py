@@ -19,7 +19,7 @@ CELL = 8  # pixels per cell of the label map
 SHIFT = 4  # fractional bits of the coordinates given to OpenCV
 
 GRID = 32  # pixels along a side of the transformer's token
-HEIGHTS = (80, 112, 160, 224, 320, 448, 640)
+HEIGHTS = (80, 112, 160, 224, 320, 448)
 """Pixels that things are high; each is 1.4 times the one before."""
 
 STYLES = ("flat", "watercolour", "pixel art", "line drawing", "neon")

@@ -824,7 +824,7 @@ def long_caption(scene: Scene, rng: Rng) -> str:
 
 def understated(scene: Scene, rng: Rng) -> Scene:
     """The scene as a short prompt tells of it, which leaves to its expansion where a thing is, how large, and when."""
-    if scene.setting != "space" and rng.random() < 0.5:
+    if scene.setting != "space" and scene.weather == "clear" and rng.random() < 0.5:  # "on a rainy day" is no night
         scene = replace(scene, time="day")
     if not _is_alone(scene):
         return scene

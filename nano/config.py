@@ -29,7 +29,8 @@ class Bucket:
 class Stage:
     """A stretch of transformer training: which buckets, how often each, and for how long.
 
-    tokens_per_batch: image tokens of one step; the batch is this over the tokens that a picture is judged by.
+    tokens_per_batch: image tokens of one step of one process; the batch is this over the tokens that a picture is
+        judged by.
     steps: how many, at most; by them the stages share `--minutes` out.
     peak, floor: of the learning rate; it falls from the one to their product.
     coarse: share of steps at the noise levels that decide the composition.
@@ -52,7 +53,7 @@ class Distillation:
     guidance: how far the teacher goes beyond its own velocity, as a multiple of its distance from what it is led away
         from: its weaker self, or (weaker_self false) what it would draw for the empty prompt.
     substeps: Euler steps of the teacher for one of the student's.
-    tokens_per_batch: image tokens of one step.
+    tokens_per_batch: image tokens of one step of one process.
     rate: of the learning rates of training.
     share: how far the shipped weights go from the trained ones to the student's (Wortsman et al. 2022); under 1 keeps
         sizes whole that the weaker self had never seen.

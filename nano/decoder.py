@@ -25,7 +25,7 @@ from nano.drawing import CROP_SIZES, stream, to_tensor
 from nano.latents import FIRST_THING, Encoder
 from nano.picture import Picture, draw
 from nano.sheet import SHIFT, Painter, load_painter
-from nano.training import Average, Run, arguments, cosine, device, opened, restored, save
+from nano.training import Average, Run, arguments, cosine, device, fingerprint, opened, restored, save
 from nano.transformer import VISITED
 from nano.vae import EDGE_WEIGHT, errors, optimizers
 from nano.vae import load as load_vae
@@ -112,7 +112,8 @@ class Finisher:
         self.model.decoder.requires_grad_(True)
         self.average, self.optimizers = Average(self.model, horizon=200), optimizers(self.model, plan.rate)
         self.run = Run("decoder", plan.steps, minutes, profile.checkpoint_every_s)
-        if state := restored(self.path):
+        self.of = drawn_by(folders)
+        if (state := restored(self.path)) and state.get("of") == self.of:  # else of what other weights draw
             self.model.load_state_dict(state["model"])
             self.average.model.load_state_dict(state["average"])
             self.optimizers.load_state_dict(state["optimizers"])
@@ -150,8 +151,20 @@ class Finisher:
                 "optimizers": self.optimizers.state_dict(),
                 "step": self.run.step,
                 "spent_s": self.run.elapsed_s,
+                "of": self.of,
             },
         )
+
+
+def drawn_by(folders: Folders) -> str:
+    """Which transformer a decoder learns from.
+
+    Raises:
+        FileNotFoundError: there is none yet.
+    """
+    if (state := restored(folders.transformer)) is None:
+        raise FileNotFoundError(f"{folders.transformer}: train the transformer first (python -m nano.transformer)")
+    return fingerprint(state["average"])
 
 
 def finish(profile: Profile, folders: Folders, minutes: float) -> None:
@@ -161,7 +174,7 @@ def finish(profile: Profile, folders: Folders, minutes: float) -> None:
         FileNotFoundError: there is no autoencoder or no transformer yet.
     """
     plan, state = profile.finish, restored(folders.vae)
-    if plan is None or (state and state.get("finished")):
+    if plan is None or (state and state.get("finished") == drawn_by(folders)):
         return
     finisher = Finisher(profile, folders, minutes, plan)
     assert state is not None, "the finisher has read it"
@@ -171,7 +184,9 @@ def finish(profile: Profile, folders: Folders, minutes: float) -> None:
         if finisher.run.due():
             finisher.save()
     save(folders.vae.with_name("first-vae.pt"), state)
-    save(folders.vae, {**state, "average": finisher.average.model.state_dict(), "finished": True})
+    model = finisher.average.model
+    weights, fresh = model.state_dict(), optimizers(model).state_dict()
+    save(folders.vae, {**state, "model": weights, "average": weights, "optimizers": fresh, "finished": finisher.of})
 
 
 def main() -> None:

@@ -30,6 +30,7 @@ from nano.training import (
     arguments,
     cosine,
     device,
+    fingerprint,
     opened,
     restored,
     save,
@@ -156,8 +157,8 @@ class Distiller:
         self.optimizers = Optimizers(self.student.named_parameters(), muon=("layers", "refiner"), **rates)
         self.choice = torch.Generator().manual_seed(profile.seed + 77)  # of sizes: the same in all processes
         self.run = Run("distill", plan.steps, minutes, profile.checkpoint_every_s)
-        self.averaged = trained["averaged"]
-        if (state := restored(self.path)) and state["averaged"] == self.averaged:  # else of weights trained on since
+        self.of = fingerprint(trained["average"])
+        if (state := restored(self.path)) and state.get("of") == self.of:  # else of weights trained on since
             self.student.load_state_dict(state["student"])
             self.average.model.load_state_dict(state["average"])
             self.optimizers.load_state_dict(state["optimizers"])
@@ -196,7 +197,7 @@ class Distiller:
                 "choice": self.choice.get_state(),
                 "step": self.run.step,
                 "spent_s": self.run.elapsed_s,
-                "averaged": self.averaged,
+                "of": self.of,
             },
         )
 

@@ -1,5 +1,7 @@
 """Measure what a run's weights draw: an automatic judge looks at pictures of prompts that were never trained on.
 
+Wordings are fresh, and scenes drawn by seeds of their own; as the world is small, some of these are the training's too.
+
     python -m nano.evaluate --profile cpu --folder RUN --output docs/images/nano
 
 The judge (judge.py) is trained first, where it is not yet; its own accuracy on held-out drawings is reported first,
@@ -90,10 +92,6 @@ def bare_scene(scene: Scene) -> Scene:
     return replace(scene, time=time, weather="clear", subjects=(Subject(first.kind, first.colour),))
 
 
-def _holds(subject: Subject, **others: Any) -> Subject:
-    return replace(subject, **others)
-
-
 _TREX, _CAT, _DOG, _BIRD = (
     Subject(kind, colour)
     for kind, colour in (("t-rex", "green"), ("cat", "orange"), ("dog", "brown"), ("bird", "blue"))
@@ -102,13 +100,13 @@ _LOUNGE: dict[str, Any] = {"on_lounger": True, "pose": "lying"}
 PARAPHRASES: tuple[tuple[str, Scene], ...] = (
     (
         "holiday snapshot: green dino chilling by the ocean on a deck chair, shades on",
-        Scene("beach", "day", (_holds(_TREX, worn=("sunglasses",), **_LOUNGE),), 0),
+        Scene("beach", "day", (replace(_TREX, worn=("sunglasses",), **_LOUNGE),), 0),
     ),
     (
         "imagine an orange kitty that has sunglasses on, it sits somewhere in the grass",
-        Scene("meadow", "day", (_holds(_CAT, pose="sitting", worn=("sunglasses",)),), 0),
+        Scene("meadow", "day", (replace(_CAT, pose="sitting", worn=("sunglasses",)),), 0),
     ),
-    ("it is winter and a brown puppy has put on a scarf", Scene("snow", "day", (_holds(_DOG, worn=("scarf",)),), 0)),
+    ("it is winter and a brown puppy has put on a scarf", Scene("snow", "day", (replace(_DOG, worn=("scarf",)),), 0)),
     (
         "somewhere in town there's a red automobile at left and a yellow cottage at right",
         Scene("city", "day", (Subject("car", "red", "left"), Subject("house", "yellow", "right")), 0),
@@ -123,8 +121,8 @@ PARAPHRASES: tuple[tuple[str, Scene], ...] = (
         Scene("space", "night", (Subject("robot", "white", worn=("hat",)),), 0),
     ),
     ("deep in the woods after dark stands one pink tree", Scene("forest", "night", (Subject("tree", "pink"),), 0)),
-    ("blue birdie with a hat enjoying a snowy day", Scene("snow", "day", (_holds(_BIRD, worn=("hat",)),), 0)),
-    ("black cat, night, skyscrapers", Scene("city", "night", (_holds(_CAT, colour="black"),), 0)),
+    ("blue birdie with a hat enjoying a snowy day", Scene("snow", "day", (replace(_BIRD, worn=("hat",)),), 0)),
+    ("black cat, night, skyscrapers", Scene("city", "night", (replace(_CAT, colour="black"),), 0)),
     (
         "a huge red flower growing in the sand by the sea",
         Scene("beach", "day", (Subject("flower", "red", size="big"),), 0),
@@ -132,7 +130,7 @@ PARAPHRASES: tuple[tuple[str, Scene], ...] = (
     ("orange goldfish splashing around in the ocean", Scene("sea", "day", (Subject("fish", "orange"),), 0)),
     (
         "dog in brown sunbathing on a beach chair, wearing shades and a hat",
-        Scene("beach", "day", (_holds(_DOG, worn=("sunglasses", "hat"), **_LOUNGE),), 0),
+        Scene("beach", "day", (replace(_DOG, worn=("sunglasses", "hat"), **_LOUNGE),), 0),
     ),
     (
         "yellow house all by itself in the snow, stars overhead",
@@ -144,7 +142,7 @@ PARAPHRASES: tuple[tuple[str, Scene], ...] = (
     ),
     (
         "on the right-hand side of a dark forest, a purple t-rex in a scarf",
-        Scene("forest", "day", (_holds(_TREX, colour="purple", place="right", worn=("scarf",)),), 0),
+        Scene("forest", "day", (replace(_TREX, colour="purple", place="right", worn=("scarf",)),), 0),
     ),
 )
 
@@ -185,7 +183,11 @@ def spread(pictures: Sequence[NDArray[np.uint8]]) -> float:
 
 
 def variety(profile: Profile, painter: Painter, prompts: int, size: int) -> float:
-    """How much seeds of one prompt differ, in percent of what drawings of its scene differ; mush differs less."""
+    """How much seeds of one prompt differ, in percent of what all drawings of its scene differ; mush differs less.
+
+    The prompt leaves the size open, which the drawings share. A painter that took one of the drawings for each seed by
+    chance would have 75.
+    """
     drawn, painted = [], []
     for prompt, scene in unseen(profile, prompts, lambda scene: plain_prompt(replace(scene, weather="clear"))):
         scenes = [replace(scene, seed=seed, weather="clear") for seed in range(SEEDS)]

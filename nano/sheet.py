@@ -29,7 +29,7 @@ SHIFT = 3.0  # of the schedule
 SHEET_PROMPTS: tuple[tuple[str, int, int], ...] = (
     (SEED_PROMPT, 1440, 512),
     ("a red car on the left and a yellow house on the right in a meadow", 512, 512),
-    ("Two blue birds wearing hats in the snow at night.", 512, 512),
+    ("Two blue cats wearing hats in the snow at night.", 512, 512),
     ("an orange cat wearing sunglasses sitting in a meadow", 512, 512),
     ("a purple balloon in the city at sunset", 512, 512),
     ("three pink flowers in a forest", 512, 512),

@@ -77,6 +77,10 @@ def load(folders: Folders) -> Tokenizer:
 
 def main() -> None:
     profile, folders = opened(arguments("train the tokenizer").parse_args())
+    if (
+        folders.tokenizer.exists()
+    ):  # what was trained since reads its numbers, which another world's captions would change
+        return
     tokenizer = train(profile, folders, 20000)
     print(f"tokenizer: {tokenizer.get_vocab_size()} tokens in {folders.tokenizer}")
 

@@ -5,12 +5,13 @@ at most the time since its last checkpoint.
 """
 
 import argparse
+import hashlib
 import math
 import time
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -34,12 +35,15 @@ def arguments(what: str) -> argparse.ArgumentParser:
     parser.add_argument(
         "--minutes", type=float, default=math.inf, help="stop after this time, earlier runs of the step included"
     )
+    parser.add_argument("--seed", type=int, help="of pictures, words and noise; where none is given, the profile's")
     return parser
 
 
 def opened(parsed: argparse.Namespace) -> tuple[Profile, Folders]:
     """The profile and the folders of a command line; seeds PyTorch."""
     profile = PROFILES[parsed.profile]
+    if parsed.seed is not None:
+        profile = replace(profile, seed=parsed.seed)
     parsed.folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(profile.seed)
     torch.set_flush_denormal(True)  # vanishing gradients otherwise cost a CPU ten times their worth
@@ -172,6 +176,15 @@ def save(path: Path, state: dict[str, Any]) -> None:
     part.replace(path)
 
 
+def fingerprint(weights: dict[str, Tensor]) -> str:
+    """What tells weights apart from all others: a checkpoint that was made from them is of no use for others."""
+    digest = hashlib.sha256()
+    for name, weight in sorted(weights.items()):
+        digest.update(name.encode())
+        digest.update(weight.detach().cpu().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
 def restored(path: Path) -> dict[str, Any] | None:
     """The last checkpoint at a path, on the CPU, or None."""
     if not path.is_file():
@@ -207,7 +220,8 @@ class Run:
     @property
     def progress(self) -> float:
         """Share of the loop that is done, by steps or by time, whichever is further."""
-        return min(1.0, max(self.step / self.steps, self.elapsed_s / (60 * self.minutes)))
+        spent = self.elapsed_s / (60 * self.minutes) if self.minutes > 0 else 1.0
+        return min(1.0, max(self.step / self.steps, spent))
 
     @property
     def done(self) -> bool:

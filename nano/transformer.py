@@ -350,9 +350,14 @@ def train(profile: Profile, folders: Folders, minutes: float, last_stage: int, c
         return
     trainer, first = Trainer(profile, folders, minutes, compile_blocks), parallel.rank() == 0
     sheet_at = profile.sheet_every_s
+    held: tuple[tuple[int, int, float], ...] = ()
+    sizes, shares = list[Cache](), torch.empty(0)
     while trainer.stage <= last_stage:
         stage = profile.stages[trainer.stage]
-        sizes, shares = caches(folders, stage.buckets)
+        if stage.buckets != held:  # else the pictures are in memory already
+            sizes.clear()
+            sizes, shares = caches(folders, stage.buckets)
+            held = stage.buckets
         while trainer.progress < 1.0:
             cache = sizes[int(torch.multinomial(shares, 1, generator=trainer.choice))]
             coarse, flow, named = trainer.step(cache, stage)

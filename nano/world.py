@@ -230,7 +230,7 @@ def sample_subject(world: World, setting: str, rng: np.random.Generator, besides
     size = str(rng.choice(SIZES, p=(0.2, 0.55, 0.25)))
     if kind in CREATURES:
         subject = _creature(kind, world, rng)
-        return Subject(**{**subject.__dict__, "size": "medium" if subject.on_lounger else size})
+        return replace(subject, size="medium" if subject.on_lounger else size)
     return Subject(kind, _paint(kind, rng), size=size)
 
 
@@ -257,18 +257,18 @@ def sample_scene(world: World, rng: np.random.Generator) -> Scene:
     subjects: tuple[Subject, ...]
     if shape < world.several and not first.on_lounger:
         count = int(rng.integers(2, world.max_count + 1))
-        subjects = (Subject(**{**first.__dict__, "count": count, "size": "medium"}),)
+        subjects = (replace(first, count=count, size="medium"),)
     elif shape < world.several + world.pairs:
         second = sample_subject(world, setting, rng, (first.kind,))
         if first.on_lounger and second.on_lounger:
-            second = Subject(**{**second.__dict__, "on_lounger": False, "pose": "standing"})
+            second = replace(second, on_lounger=False, pose="standing")
         places = [str(place) for place in rng.permutation(("left", "right"))]
         subjects = tuple(
-            Subject(**{**s.__dict__, "place": place, "size": "medium" if s.size == "big" else s.size})
+            replace(s, place=place, size="medium" if s.size == "big" else s.size)
             for s, place in zip((first, second), places, strict=True)
         )
     else:
-        subjects = (Subject(**{**first.__dict__, "place": str(rng.choice(PLACES, p=(0.28, 0.44, 0.28)))}),)
+        subjects = (replace(first, place=str(rng.choice(PLACES, p=(0.28, 0.44, 0.28)))),)
     return Scene(
         setting=setting,
         time=time,

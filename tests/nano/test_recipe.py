@@ -1,8 +1,10 @@
 """The recipe end to end at its tiniest, and the parts whose mistakes no training would show."""
 
+import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import cast
 
@@ -31,7 +33,7 @@ from nano import (
     vae,
 )
 from nano.adopt import adopt, adopt_run
-from nano.captions import EXPAND_INSTRUCTION, STAGES, continued, short_caption
+from nano.captions import EXPAND_INSTRUCTION, STAGES, continued, expanded_caption, short_caption
 from nano.config import CPU, GPU, ONWARD, PROFILES, TINY, Distillation, Finish, Folders, Profile, every_size
 from nano.drawing import Crops, stream
 from nano.evaluate import paraphrases, plain_prompt, unseen, variety
@@ -101,7 +103,8 @@ def test_a_distillation_goes_on_from_its_checkpoint(run: Folders, tmp_path: Path
     assert again.run.step == again.average.steps == 1
     pairs = zip(first.student.parameters(), again.student.parameters(), strict=True)
     assert all(torch.equal(one, other) for one, other in pairs)
-    since = distill.Distiller(TINY, folders, 1, PLAN, {**trained, "averaged": trained["averaged"] + 1}, weak)
+    other = {**trained, "average": {name: weight + 1 for name, weight in trained["average"].items()}}
+    since = distill.Distiller(TINY, folders, 1, PLAN, other, weak)
     assert since.run.step == 0, "what was distilled from weights that have been trained on is out of date"
 
 
@@ -361,6 +364,57 @@ def test_the_decoder_learns_what_the_transformer_draws(run: Folders, tmp_path: P
     vae.train(TINY, Folders(tmp_path), minutes=1)  # `run.sh` once more
     decoder.finish(TINY, Folders(tmp_path), minutes=1)
     assert {path: path.stat().st_mtime_ns for path in tmp_path.glob("*.pt")} == written
+
+
+def test_a_decoder_is_finished_again_for_another_transformer(run: Folders, tmp_path: Path) -> None:
+    folders = _copied(run, tmp_path)
+    decoder.finish(TINY, folders, minutes=1)
+    state = torch.load(run.transformer, weights_only=True)
+    folders.transformer.unlink()  # a link to the run's
+    torch.save(
+        {**state, "average": {name: 1.01 * weight for name, weight in state["average"].items()}}, folders.transformer
+    )
+    assert decoder.Finisher(TINY, folders, 1, FINISH).run.step == 0
+    finished = torch.load(folders.vae, weights_only=True)["finished"]
+    decoder.finish(TINY, folders, minutes=1)
+    assert torch.load(folders.vae, weights_only=True)["finished"] != finished
+
+
+def test_a_finished_decoder_is_what_is_trained_on(run: Folders, tmp_path: Path) -> None:
+    folders = _copied(run, tmp_path)
+    decoder.finish(TINY, folders, minutes=1)
+    state = torch.load(folders.vae, weights_only=True)
+    assert all(torch.equal(state["model"][name], weight) for name, weight in state["average"].items())
+    adopted = Folders(tmp_path / "adopted")
+    adopted.root.mkdir()
+    adopt_run(adopted, folders)
+    vae.train(replace(TINY, vae_steps=1), adopted, minutes=1)
+    again = torch.load(adopted.vae, weights_only=True)["average"]
+    assert all(torch.allclose(again[name], weight, atol=0.1) for name, weight in state["average"].items())
+
+
+def test_a_tokenizer_that_is_there_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was trained since reads its numbers."""
+    (tmp_path / "tokenizer.json").write_text("its numbers")
+    monkeypatch.setattr("sys.argv", ["tokenizer", "--profile", "tiny", "--folder", str(tmp_path)])
+    tokenizer.main()
+    assert (tmp_path / "tokenizer.json").read_text() == "its numbers"
+
+
+def test_the_command_line_chooses_the_seed_and_no_time_at_all() -> None:
+    parser = training.arguments("try")
+    profile, _ = training.opened(parser.parse_args(["--profile", "tiny", "--seed", "7", "--folder", "/tmp"]))
+    assert (profile.seed, profile.name) == (7, "tiny")
+    assert training.Run("try", 10, minutes=0).done
+
+
+def test_no_night_is_told_as_a_day() -> None:
+    rng = np.random.default_rng(0)
+    for time, weather in product(("night", "sunset"), ("rain", "fog")):
+        for _ in range(100):
+            scene = replace(sample_scene(CPU.world, rng), setting="forest", time=time, weather=weather)
+            text = expanded_caption(scene, rng).lower()
+            assert time != "night" or not re.search(r"\bday\b", text), text
 
 
 def test_a_finish_goes_on_from_its_checkpoint(run: Folders, tmp_path: Path) -> None:
