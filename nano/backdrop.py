@@ -5,8 +5,8 @@ Horizons lie on the grid's lines, scenery stands on its crossings in the few hei
 pictures of all sizes, and a small model draws it with clean edges.
 
 The seed chooses two things, each of which shows in few tokens and in no others: on which side the sun is, and on which
-the scenery has something high. A look at the noise there tells a model which of the two it is to draw. Under clouds and in
-fog there is no sun to choose; in a room the first is the colour of the walls, and on a plain ground both are its colour.
+the scenery has something high. A look at the noise there tells a model which of the two it is to draw. In rain
+and fog there is no sun to choose; in a room the first is the colour of its walls, on plain ground both are its colour.
 """
 
 from collections.abc import Callable, Iterator, Sequence
