@@ -193,6 +193,8 @@ def test_usage_as_a_table(run: Callable[..., Told], data: Path) -> None:
     assert len(run("usage").out.splitlines()) == 3, "a line a day"
     assert "0 pictures" in run("usage", "--period", "1h").err
     assert "0 pictures" in run("usage", "--key", "bbbbbbbb").err
+    assert "0 pictures" in run("usage", "--key", "local").err, "the playground's"
+    assert run("keys", "show", "local").code == 2
 
 
 def test_usage_for_machines(run: Callable[..., Told], data: Path) -> None:
@@ -282,6 +284,7 @@ def test_a_running_server_meets_every_change_within_a_second(run: Callable[..., 
     key = run("keys", "create", "phone", "--limit", "0.0105").out.strip()
     assert [draw(server, key)[0] for _ in range(3)] == [200, 200, 403]
     assert run("keys", "show", key[:8], "--json").json()["data"]["limit"]["spent"] == 0.0105
+    assert re.search(r"limit +0.0105 USD: 0.0105 USD spent\n", run("keys", "show", key[:8]).out)
     change("update", key[:8], "--limit", "none")
     assert draw(server, key)[0] == 200
     change("update", key[:8], "--disable")

@@ -32,12 +32,12 @@ SECRETS: dict[str, Any] = {
 }
 
 
-def certificate(folder: Path, kind: str = "es256") -> Config:
+def certificate(folder: Path, kind: str = "es256", days: float = 30) -> Config:
     """A certificate authority and a signing certificate under it, made here; the settings that name them."""
     authority = SECRETS["es256"]()
     root = _issue("test authority", authority, None, authority)
     secret = SECRETS[kind]()
-    leaf = _issue("test signer", secret, root, authority)
+    leaf = _issue("test signer", secret, root, authority, days)
     chain, key = folder / "chain.pem", folder / "key.pem"
     chain.write_bytes(b"".join(one.public_bytes(serialization.Encoding.PEM) for one in (leaf, root)))
     key.write_bytes(
@@ -48,7 +48,9 @@ def certificate(folder: Path, kind: str = "es256") -> Config:
     return Config(c2pa_certificate=str(chain), c2pa_key=str(key))
 
 
-def _issue(name: str, secret: Any, issuer: x509.Certificate | None, authority: Any) -> x509.Certificate:
+def _issue(
+    name: str, secret: Any, issuer: x509.Certificate | None, authority: Any, days: float = 40
+) -> x509.Certificate:
     subject = x509.Name(
         [x509.NameAttribute(NameOID.COMMON_NAME, name), x509.NameAttribute(NameOID.ORGANIZATION_NAME, "zturbo tests")]
     )
@@ -61,7 +63,7 @@ def _issue(name: str, secret: Any, issuer: x509.Certificate | None, authority: A
         .public_key(secret.public_key())
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - timedelta(days=1))
-        .not_valid_after(now + timedelta(days=30))
+        .not_valid_after(now + timedelta(days=days))
         .add_extension(x509.BasicConstraints(ca=is_root, path_length=None), critical=True)
         .add_extension(usage, critical=True)
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(secret.public_key()), critical=False)
@@ -149,3 +151,28 @@ async def test_the_server_signs(tmp_path: Path) -> None:
         (item,) = (await post(server)).json()["data"]
         data = (await server.client.get(item["url"])).content
         assert told(data, "png")["validation_state"] == "Valid"
+
+
+def test_a_certificate_that_has_expired_is_refused_at_the_start(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"c2pa_certificate: .* expired on 20"):
+        open_signer(certificate(tmp_path, days=-0.1))
+
+
+@pytest.mark.anyio
+async def test_nothing_is_drawn_once_the_certificate_has_expired(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine, config = Instant(), certificate(tmp_path, days=20.5)
+    engine.gate.set()
+    async with serving(engine, c2pa_certificate=config.c2pa_certificate, c2pa_key=config.c2pa_key) as server:
+        assert "ends in 20 days" in caplog.text
+        assert (await server.client.get("/readyz")).status_code == 200
+        monkeypatch.setattr(server.service.signer, "_ends", datetime.now(UTC))
+        draws = engine.draws
+        answer = await post(server)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (500, "invalid_config")
+        assert engine.draws == draws
+        assert (await server.client.get("/readyz")).status_code == 500
+        await server.service.close()
+        (row,) = (await server.service.records.history.logs(10)).rows
+        assert (row.status, row.credits, row.held) == ("failed", 0, 0)

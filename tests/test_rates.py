@@ -36,3 +36,11 @@ def test_a_wall_clock_that_is_set_back_blocks_nobody(monkeypatch: pytest.MonkeyP
     now += 60
     with rates.taking("a"):
         pass
+
+
+def test_each_key_has_its_own_number_at_once() -> None:
+    rates = KeyRates(at_once=1)
+    with rates.taking("a"), rates.taking("b"), pytest.raises(RateLimited), rates.taking("a"):
+        pass
+    with rates.taking("a"):
+        pass

@@ -393,11 +393,12 @@ def _query(
     period: str | None, start: str | None, end: str | None, key: str | None, problems: Sequence[Problem]
 ) -> "Query":
     """Which requests are meant; the flags' problems are told with those that were found before."""
+    from zturbo.api.sessions import KEY_PREFIX
     from zturbo.quantities import read_period
     from zturbo.reports import Query
     from zturbo.storage.embedded import now_ms
 
-    if key is not None:
+    if key not in (None, KEY_PREFIX):  # that of the playground's sessions
         _check_prefix("--key", key)
     values = {"period": period, "start": start, "end": end}
     try:
@@ -421,7 +422,7 @@ def _print_key(report: dict[str, Any], as_json: bool) -> None:
         print(json.dumps({"data": report}))
         return
     told = {**report, "disabled": "yes" if report["disabled"] else "no", "scopes": ", ".join(report["scopes"]),
-            "limit": _limit_text(report["limit"]), "monthly_usage": _usd(report["monthly_usage"])}  # fmt: skip
+            "limit": _limit_state(report["limit"]), "monthly_usage": _usd(report["monthly_usage"])}  # fmt: skip
     for name, value in told.items():
         print(f"{name:16}{'-' if value is None else value}")
 
@@ -455,6 +456,14 @@ def _limit_text(limit: dict[str, Any] | None) -> str:
         return "none"
     window = "" if limit["retention"] == "no_reset" else f"/{limit['retention']}"
     return f"{_usd(limit['threshold'])}{window}"
+
+
+def _limit_state(limit: dict[str, Any] | None) -> str:
+    """The limit, what of it is spent, and what running requests hold."""
+    if limit is None:
+        return "none"
+    held = f", {_usd(limit['held'])} held" if limit["held"] else ""
+    return f"{_limit_text(limit)}: {_usd(limit['spent'])} spent{held}"
 
 
 def _sentence(report: dict[str, Any]) -> str:

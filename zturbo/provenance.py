@@ -7,6 +7,7 @@ Needs the extra `c2pa` (c2pa-python).
 
 import io
 import json
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from zturbo.config import Config
 from zturbo.errors import ConfigError
 from zturbo.pictures import AI_SOURCE
 
+EXPIRY_TOLD_DAYS = 30  # from when on a server's log says that the certificate ends
 INSTALL = "install it: pip install '.[c2pa]' in zturbo's folder"
 
 
@@ -25,23 +27,48 @@ class Signer:
         certificate: PEM, the signing certificate first, then those that it rests on.
         key: PEM, PKCS#8.
         algorithm: the name that C2PA has for the key's kind, as es256.
+
+    Raises:
+        ValueError: the certificate is none.
     """
 
     def __init__(self, certificate: bytes, key: bytes, algorithm: str) -> None:
         import c2pa
+        from cryptography.x509 import load_pem_x509_certificates
 
         self._c2pa: Any = c2pa
+        self._ends = min(one.not_valid_after_utc for one in load_pem_x509_certificates(certificate))
         self._info = c2pa.C2paSignerInfo(algorithm, certificate, key, None)
         # The library's automatic thumbnail would be 190 KB to 1 MB a picture.
         self._settings = {"builder": {"thumbnail": {"enabled": False}}}
 
+    @property
+    def days_left(self) -> int:
+        """Whole days for which the certificate, and those that it rests on, are still good."""
+        return (self._ends - datetime.now(UTC)).days
+
+    def check(self) -> None:
+        """
+        Raises:
+            ConfigError: the certificate has expired.
+        """
+        if datetime.now(UTC) >= self._ends:
+            raise ConfigError(
+                f"c2pa_certificate: it, or one that it rests on, expired on {self._ends:%Y-%m-%d}",
+                "put a new one in its place and start the server again",
+            )
+
     def sign(self, data: bytes, output_format: str) -> bytes:
-        """A picture file with its credentials, some 3 KB longer.
+        """A picture file with its credentials, 3 to 10 KB longer.
 
         Args:
             data: a finished png, jpeg or webp file.
             output_format: which of them.
+
+        Raises:
+            ConfigError: the certificate has expired.
         """
+        self.check()
         c2pa, mime = self._c2pa, f"image/{output_format}"
         manifest = {
             "claim_generator_info": [{"name": "zturbo", "version": __version__}],

@@ -182,6 +182,8 @@ class Service:
             await self._refuse_if_full(order, work)
             with self._counted(order.request.key or ""):
                 await self._hold(order, work)
+                if self.signer is not None:
+                    self.signer.check()  # before it is drawn for nothing
                 async with events.in_time():
                     guarded = await self._allow(order)
                     asking = time.perf_counter()
@@ -198,7 +200,7 @@ class Service:
                     progress = replace(progress, expansion=work.expansion)
                 yield progress if checker is None else await _veiled(progress)
             judging = time.perf_counter()
-            queued = judging - start - guarded - asked - progress.timings["total"]
+            queued = events.drawn - start - guarded - asked - progress.timings["total"]
             screened, safety = await _screen(checker, progress.pictures)
             storing = time.perf_counter()
             work.level = progress.level
@@ -479,9 +481,13 @@ class _Events:
         self._loop, self._progress = asyncio.get_running_loop(), progress
         self._queue: asyncio.Queue[Any] = asyncio.Queue()
         self._timeout_s, self._deadline = timeout_s, self._loop.time() + timeout_s
+        self.drawn = 0.0
+        """When the engine was done; who asked may read of it later, behind what a slow reader takes."""
 
     def publish(self, event: Any) -> None:
         """Called from any thread: a place in the queue is told by whoever changes it."""
+        if isinstance(event, Progress) and event.stage == "done":
+            self.drawn = time.perf_counter()
         needed = self._progress or isinstance(event, BaseException) or event.stage == "done" or event.expansion
         if needed and not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._queue.put_nowait, event)

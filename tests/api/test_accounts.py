@@ -22,10 +22,19 @@ from zturbo.storage.embedded import Storage, now_ms
 from zturbo.storage.embedded import open_storage as open_embedded
 from zturbo.storage.files import Content
 from zturbo.storage.memory import MemoryFiles, MemoryRecords
-from zturbo.storage.records import DAY_MS, Generation, KeyLimit
+from zturbo.storage.records import DAY_MS, Ending, Generation, KeyLimit
 
 pytestmark = pytest.mark.anyio
 PRICE = 10_500
+
+
+def open_of(server: Server) -> Any:
+    """The same records and files again, for another start of the server."""
+
+    async def opened() -> Storage:
+        return Storage(server.service.records, server.service.files)
+
+    return opened
 
 
 async def rows(server: Server) -> tuple[Generation, ...]:
@@ -91,6 +100,63 @@ async def test_a_client_that_leaves_is_a_cancelled_row_and_free(server: Server, 
     assert server.engine.steps_drawn <= 8 + 1  # the warm-up's, and at most one more
 
 
+@pytest.mark.parametrize("fails", [False, True])
+async def test_a_client_that_leaves_while_it_is_charged(
+    server: Server, monkeypatch: pytest.MonkeyPatch, fails: bool
+) -> None:
+    """What was charged is delivered and kept, though nobody reads it; what could not be charged is taken back."""
+    ledger, begun, free = server.service.records.ledger, asyncio.Event(), asyncio.Event()
+    finish = ledger.finish
+
+    async def slow(request_id: str, ending: Ending) -> bool:
+        if ending.status == "done":
+            begun.set()
+            await free.wait()
+            if fails:
+                raise StorageError("cannot use records.sqlite: database or disk is full", "make room on the disk")
+        return await finish(request_id, ending)
+
+    monkeypatch.setattr(ledger, "finish", slow)
+    asking = asyncio.ensure_future(post(server))
+    await asyncio.wait_for(begun.wait(), 10)
+    asking.cancel()
+    await asyncio.wait([asking])
+    free.set()
+    found = await row(server)
+    assert (found.status, found.credits, found.held) == (("cancelled", 0, 0) if fails else ("done", PRICE, 0))
+    assert await spent(server) == found.credits
+    assert len(found.files) == (0 if fails else 1)
+    for name in found.files:
+        (await server.service.files.open(name)).stream.close()
+    if fails:
+        assert not server.service.files._pictures  # type: ignore[attr-defined]  # the memory's
+
+
+async def test_owners_of_requests_are_their_keys(server: Server) -> None:
+    """Which the queue shares its turns out by."""
+    server.engine.gate.clear()
+    asking = asyncio.ensure_future(post(server))
+    await until(lambda: server.engine.draws == 2)
+    (ticket,) = server.service.worker.queue._at_work
+    server.engine.gate.set()
+    assert (await asking).status_code == 200
+    assert ticket.owner == KEY[:8]
+
+
+async def test_timings_tell_how_long_others_were_drawn_first(server: Server) -> None:
+    server.engine.gate.clear()
+    first = asyncio.ensure_future(post(server, seed=1))
+    await until(lambda: server.engine.draws == 2)
+    second = asyncio.ensure_future(post(server, seed=2))
+    await until(lambda: len(server.service.worker.queue) == 1)
+    await asyncio.sleep(0.05)
+    server.engine.gate.set()
+    for answer in await asyncio.gather(first, second):
+        assert answer.status_code == 200
+    await server.service.close()
+    assert max(found.seconds["queue"] for found in await rows(server)) >= 0.05
+
+
 async def test_a_full_queue_is_a_rejected_row_and_free(server: Server) -> None:
     server.engine.gate.clear()
     asking = [asyncio.ensure_future(post(server))]
@@ -136,6 +202,9 @@ async def test_a_deadline_ends_the_work(engine: Instant) -> None:
         assert (answer.status_code, answer.json()["error"]["code"]) == (504, "deadline_passed")
         found = await row(server)
         assert (found.status, found.error, found.credits) == ("failed", "deadline_passed", 0)
+        server.service.worker.queue.drain()
+        await asyncio.to_thread(server.service.worker.join, 10)
+        assert engine.steps_drawn <= 8 + 1  # the warm-up's, and at most one more: nothing is drawn for nobody
 
 
 async def test_what_waited_for_a_slow_reader_past_the_deadline_is_not_handed_on() -> None:
@@ -201,7 +270,7 @@ async def test_old_pictures_make_room_though_nothing_can_be_written(
         swept.put_nowait(now_ms() - before_ms)
         return 0
 
-    monkeypatch.setattr(records.idempotency, "expire", fail)
+    monkeypatch.setattr(records.idempotency, "expired", fail)
     monkeypatch.setattr(files, "sweep", sweep)
 
     async def opened() -> Storage:
@@ -320,6 +389,7 @@ async def test_a_repetition_gets_the_first_answer(server: Server, delivery: str)
     first = await server.client.post(PATH, json=wanted, headers={"idempotency-key": "a 1"})
     again = await server.client.post(PATH, json=dict(reversed(wanted.items())), headers={"idempotency-key": "a 1"})
     assert again.json() == first.json()
+    assert first.json()["seed"] == first.json()["data"][0]["seed"]
     assert again.headers["idempotent-replayed"] == "true"
     assert "idempotent-replayed" not in first.headers
     assert again.headers["x-request-id"] != first.headers["x-request-id"]
@@ -381,6 +451,62 @@ async def test_pictures_that_were_kept_for_repetitions_alone_go_with_them(
             await asyncio.sleep(0.01)
         (name,) = await kept()
         assert told.json()["data"][0]["url"].endswith(name)
+
+
+async def test_pictures_of_a_key_that_is_used_again_go_too(engine: Instant, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As of a job that draws once a day, under one name."""
+    late = 0
+
+    def later() -> int:
+        return now_ms() + late
+
+    monkeypatch.setattr("zturbo.api.repeats.now_ms", later)
+    monkeypatch.setattr(api_app, "now_ms", later)
+    async with serving(engine) as server:
+        files = server.service.files
+
+        async def kept() -> list[str]:
+            return [name for folder in await files.folders() for name in await files.names(folder)]
+
+        async def daily() -> None:
+            wanted = body(response_format="b64_json")
+            answer = await server.client.post(PATH, json=wanted, headers={"idempotency-key": "daily"})
+            assert "idempotent-replayed" not in answer.headers
+
+        await daily()
+        (old,) = await kept()
+        late = DAY_MS
+        await daily()
+        assert len(await kept()) == 2
+        monkeypatch.setattr(api_app, "SWEEP_EVERY_S", 0.01)  # from the next hour on
+    async with serving(engine, open_of(server)) as server:
+        while old in await kept():
+            await asyncio.sleep(0.01)
+        assert len(await kept()) == 1
+
+
+@pytest.mark.parametrize(("hours", "drawn"), [(23.99, False), (24.0, True)])
+async def test_a_repetition_is_one_for_a_day(
+    server: Server, monkeypatch: pytest.MonkeyPatch, hours: float, drawn: bool
+) -> None:
+    start = now_ms()
+    for passed in (0.0, hours):
+        monkeypatch.setattr("zturbo.api.repeats.now_ms", lambda passed=passed: start + round(passed * 3_600_000))
+        answer = await server.client.post(PATH, json=body(), headers={"idempotency-key": "day"})
+    assert ("idempotent-replayed" not in answer.headers) == drawn
+    assert server.engine.draws == 2 + drawn
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_repetition_whose_picture_was_deleted_says_that_it_is_gone(server: Server, stream: bool) -> None:
+    wanted, headers = body(response_format="b64_json", stream=stream), {"idempotency-key": "gone"}
+    assert (await server.client.post(PATH, json=wanted, headers=headers)).status_code == 200
+    files = server.service.files
+    for folder in await files.folders():
+        for name in await files.names(folder):
+            await files.delete(name)
+    answer = await server.client.post(PATH, json=wanted, headers=headers)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (410, "file_gone")
 
 
 async def test_another_body_is_a_conflict(server: Server) -> None:

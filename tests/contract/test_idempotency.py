@@ -67,14 +67,18 @@ async def test_it_expires(records: Records) -> None:
     assert (await reserve("owner", "k", b"other", LATER, LATER + 1)).state == "new", "by itself"
     await records.idempotency.finish(ANSWER)
     await reserve("owner", "young", b"body", NOW, LATER + 2)
-    assert len(await records.idempotency.expire(LATER + 1)) == 1
-    assert await records.idempotency.expire(LATER + 1) == ()
+    expired = await records.idempotency.expired(LATER + 1)
+    assert len(expired) == 2, "also of the one whose key was used again"
+    assert await records.idempotency.expired(LATER + 1) == expired, "until they are forgotten"
+    await records.idempotency.forget(LATER + 1)
+    assert await records.idempotency.expired(LATER + 1) == ()
     assert (await reserve("owner", "young", b"body", NOW, LATER)).state == "running"
 
 
 async def test_a_running_reservation_does_not_expire(records: Records) -> None:
     """A computer that slept for a day has the request still to draw."""
     await records.idempotency.reserve("owner", "k", b"body", NOW, LATER)
-    assert await records.idempotency.expire(LATER + 1) == ()
+    assert await records.idempotency.expired(LATER + 1) == ()
+    await records.idempotency.forget(LATER + 1)
     again = await records.idempotency.reserve("owner", "k", b"body", LATER + 1, LATER + 2)
     assert again == Reservation("running")

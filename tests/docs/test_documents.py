@@ -16,6 +16,8 @@ from zturbo.params import MEMBERS, SIZES
 
 ROOT = Path(__file__).parent.parent.parent
 REFERENCE = ROOT / "docs" / "reference"
+MARKED = {"README.md": 2, "backup.md": 2, "keys-and-usage.md": 4}
+"""How many of a document's blocks are run; the others need a server, a model or another program."""
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs" / "guides").glob("*.md"))]
 
 
@@ -112,7 +114,8 @@ def test_marked_blocks_run(document: Path, tmp_path: Path, monkeypatch: pytest.M
     (tmp_path / "config.toml").touch()
     monkeypatch.setenv("ZTURBO_CONFIG", str(tmp_path / "config.toml"))
     monkeypatch.setenv("ZTURBO_DATA_DIR", str(tmp_path / "data"))
-    run_document(document.read_text(encoding="utf-8"), tmp_path)
+    found = run_document(document.read_text(encoding="utf-8"), tmp_path)
+    assert found == MARKED.get(document.name, 0)
 
 
 def test_only_marked_blocks_are_found() -> None:

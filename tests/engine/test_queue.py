@@ -185,6 +185,37 @@ def test_a_small_request_passes_large_ones_at_the_next_turn() -> None:
     assert queue.take() is large[0]
 
 
+def test_owners_take_turns() -> None:
+    """One with many requests delays only itself."""
+    queue = opened(8)
+    many = [queue.admit(request(), lambda _event: None, owner="a") for _ in range(3)]
+    assert queue.take() is many[0]
+    one = queue.admit(request(), lambda _event: None, owner="b")
+    many[0].drawn += many[0].cost // 2
+    assert queue.take(many[0]) is one
+    queue.end(one, "done", 1.0)
+    assert queue.take() is many[0]
+
+
+def test_two_abreast_wait_half_as_long() -> None:
+    waits = []
+    for abreast in (1, 2):
+        queue = AdmissionQueue(8)
+        queue.open(lanes=abreast, abreast=abreast)
+        first = admit(queue)
+        queue.take()
+        queue.end(first, "done", 100.0)
+        for _ in range(abreast):
+            admit(queue, num_images=4)
+            queue.take()
+        told: list[Progress] = []
+        queue.admit(request(num_images=4), told.append)
+        waits.append((told[0].expected_s, told[0].position))
+    (alone, place), (beside, other_place) = waits
+    assert (place, other_place) == (0, 0)
+    assert alone == beside == pytest.approx(400.0), "one of 400 s before it, or two at once"
+
+
 def test_lanes_take_different_tickets() -> None:
     queue = AdmissionQueue(4)
     queue.open(lanes=2)
@@ -464,7 +495,10 @@ def test_who_has_used_its_share_is_told_when_its_own_request_is_done() -> None:
     with pytest.raises(Busy) as refused:
         queue.admit(request(), lambda _event: None, owner="a")
     assert refused.value.retry_after_s is not None
-    assert refused.value.retry_after_s >= 0.1 * longs[0].cost
+    running = queue._at_work[0]
+    first = 0.1 * (running.left + longs[0].cost)
+    assert first <= refused.value.retry_after_s <= first + 1
+    assert first < 0.1 * (running.left + sum(ticket.cost for ticket in longs)), "of its own first, not of its last"
 
 
 def test_what_a_failed_request_held_is_free_before_the_next() -> None:

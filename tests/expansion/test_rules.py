@@ -59,6 +59,24 @@ def test_what_is_left_alone(prompt: str, reason: str) -> None:
         ("a cat on a sofa", "A group of cats is on the floor."),
         ("a horse in a field", "Three horses graze behind the fence."),
         ("a red house", "Blue houses stand on the hill."),
+        ("three dogs", "Four big brown fluffy dogs run in the grass."),
+        ("two cats", "A single cat sits on the windowsill."),
+        ("a green apple", "The apple is a deep, glossy red."),
+        ("a green apple", "The apple on the old table is shiny and red."),
+        ("a car that is not red", "The car is a bright red in the sun."),
+        ("一只不是黑色的猫", "黑色的猫坐在窗台上。"),
+        ("a city, not at night", "The moonlight falls on the roofs of the city."),
+        ("a cat without a hat on the beach", "The cat wears a straw hat in the sun."),
+        ("一个没有雪的山谷", "山谷里覆盖着白雪。"),
+        ("a street with no people", "People walk along the street in the soft light."),
+        ("晚上的城市", "阳光照在屋顶上。"),
+        ("夜晚的城市", "太阳照在屋顶上，天空湛蓝。"),
+        ("一座城市的夜空", "陽光照在屋頂上。"),
+        ("a city at nighttime", "Bright daylight falls on the roofs."),
+        ("a city at night", "The morning sun lights the roofs of the city."),
+        ("a city at night", "It is a bright day with a clear sky."),
+        ("牌子", "牌子上写着「营业。」"),
+        ("a red boat", "The user wants a boat on a lake. It lies in the soft light."),
         ("Ein Hund in Berlin", "The light is soft and it falls from the left."),
         ('Schild "the end of the world"', "Le chat est dans une pièce avec une lumière douce."),
     ],
@@ -76,6 +94,16 @@ def test_contradictions_are_refused(prompt: str, sentence: str) -> None:
         ("a red car", "The red car stands in front of a grey wall."),
         ("a red car", "The scarlet car stands in the shade of a tree."),
         ("a car", "The car is green and shines in the sun."),
+        ("a green apple", "The apple is on a plate and the wall is red."),
+        ("a cat", "A single cat sits on the windowsill."),
+        ("a cat without a hat on the beach", "The cat on the beach looks at the sea."),
+        ("um gato no jardim", "O gato está no jardim com uma luz suave."),
+        ("夜晚戴墨镜的猫", "猫戴着太阳镜坐在屋顶上。"),
+        ("红色的汽车", "背景是灰色的墙。"),
+        ("红色的汽车", "金色的阳光照在路面上。"),
+        ("一辆红车", "金属车身闪着光。"),
+        ("两张桌子", "三张椅子在窗边。"),
+        ("a cat", "A cat sits on a windowsill in the soft light."),
         ("a city at night", "The windows of the houses are lit from the inside."),
         ("a cat on the left side", "Soft light falls in from the right side."),
         ("两只猫", "两只猫坐在窗台上，背景是蓝天。"),
@@ -105,6 +133,11 @@ def test_what_agrees_is_kept(prompt: str, sentence: str) -> None:
     [
         "I cannot help with that, as it is against my rules.",
         "Here is the expanded prompt in full.",
+        "We cannot help with this request of yours.",
+        "My apologies, but this is against the rules.",
+        "This request asks for a picture of a cat.",
+        "Maybe the cat could be on a windowsill.",
+        "First, the cat should be on a windowsill.",
         "Note that the light is soft in it.",
         "It is a highly detailed picture of the scene.",
         "The light is soft\u0000 and it falls from the left.",
@@ -143,6 +176,9 @@ def test_half_a_sentence_at_the_end_is_dropped_unless_the_model_ended_there() ->
         f"a cat, {GOOD}",
         f"<think>\nWhat to do?\n</think>\n\nA cat. {GOOD}",
         f"**A cat.** {GOOD}",
+        f"What is wanted is a cat in the light.\n</think>\n\nA cat. {GOOD}",
+        f"[THINK]What to do?[/THINK]A cat. {GOOD}",
+        f"- {GOOD}",
         f'"{GOOD}"',
         f"```\nA cat.\n{GOOD}\n```",
     ],
@@ -151,7 +187,17 @@ def test_what_models_put_around_their_text_is_taken_off(answer: str) -> None:
     assert additions("a cat", answer, whole=True) == [GOOD]
 
 
+@pytest.mark.parametrize(
+    "sentence",
+    ["很抱歉，我无法满足这个请求。", "我无法提供这样的描述。", "请注意，画面光线柔和。", "根据您的描述，画面很安静。",
+     "这是扩展后的画面描述。"],
+)  # fmt: skip
+def test_chinese_that_talks_to_the_user_is_refused(sentence: str) -> None:
+    assert additions("一只红色的船", f"{sentence}光线柔和地照在船上。", whole=True) == ["光线柔和地照在船上。"]
+
+
 def test_unended_thoughts_are_no_text() -> None:
+    assert additions("a cat", f"[THINK] {GOOD}", whole=False) == []
     assert additions("a cat", f"<think> {GOOD} {GOOD}", whole=False) == []
 
 

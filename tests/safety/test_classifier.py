@@ -235,6 +235,10 @@ def fewer_labels_than_outputs(folder: Path) -> None:
     change(folder / "config.json", id2label={"0": "normal", "1": "nsfw", "2": "nude"})
 
 
+def labels_that_exclude_nothing(folder: Path) -> None:
+    change(folder / "config.json", problem_type="multi_label_classification")
+
+
 def a_model_of_another_kind(folder: Path) -> None:
     change(folder / "config.json", model_type="t5")
 
@@ -245,6 +249,7 @@ def a_model_of_another_kind(folder: Path) -> None:
         only_a_pickle, code_beside_an_unknown_model, code_beside_an_unknown_processor, a_missing_head, another_width,
         infinite_weights, cut_weights, a_header_that_lies, no_config, no_processor, a_config_that_is_none,
         labels_without_numbers, labels_without_names, fewer_labels_than_outputs, a_model_of_another_kind,
+        labels_that_exclude_nothing,
     ],
     ids=lambda spoil: spoil.__name__,
 )  # fmt: skip

@@ -31,6 +31,7 @@ async def content(files: LocalFiles, name: str) -> bytes:
 async def test_only_its_user_may_look_inside(tmp_path: Path) -> None:
     files = await LocalFiles.start(tmp_path / "a" / "files")
     name = await files.put(b"x", "png")
+    assert stat.S_IMODE((tmp_path / "a").stat().st_mode) == 0o700
     assert stat.S_IMODE((tmp_path / "a" / "files").stat().st_mode) == 0o700
     assert stat.S_IMODE((tmp_path / "a" / "files" / name).parent.stat().st_mode) == 0o700
     assert [path.name for path in (tmp_path / "a" / "files" / name).parent.iterdir()] == [name[9:]]

@@ -14,6 +14,7 @@ from starlette.requests import Request
 
 from zturbo.api.schemas import ImageRequest
 from zturbo.engine.progress import Progress
+from zturbo.errors import FileGone, NoSuchFile
 from zturbo.expansion.expansion import Expansion
 from zturbo.pricing import CREDITS_PER_USD
 from zturbo.service import Delivered, Delivery
@@ -144,14 +145,18 @@ class Answer:
         """The answer that `kept` describes, to the same body.
 
         Raises:
-            FileGone: its pictures are wanted as base64, and their retention is over.
+            FileGone: its pictures are wanted as base64, and are not kept any more.
         """
         facts = json.loads(kept)
         pictures = []
         for name, seed, flagged in facts["pictures"]:
             data = b""
             if wanted.delivery == "b64_json" or wanted.stream:
-                with (await files.open(name)).stream as stream:
+                try:
+                    found = await files.open(name)
+                except NoSuchFile as error:  # an operator deleted it, or did not restore it
+                    raise FileGone(name) from error
+                with found.stream as stream:
                     data = await asyncio.to_thread(stream.read)
             pictures.append(Delivery(data, seed, name, flagged))
         safety = Screening(**facts["safety"]) if facts["safety"] else None

@@ -24,7 +24,7 @@ from zturbo.errors import StorageError
 from zturbo.expansion.endpoint import ChatEndpoint
 from zturbo.keys import first_key
 from zturbo.metrics import Metrics
-from zturbo.provenance import open_signer
+from zturbo.provenance import EXPIRY_TOLD_DAYS, open_signer
 from zturbo.rates import KeyRates
 from zturbo.service import Service
 from zturbo.storage.embedded import Storage, now_ms
@@ -64,6 +64,8 @@ def create_app(
             endpoint = ChatEndpoint.configured(config) if config.expansion_provider == "endpoint" else None
             service = Service(worker, storage, config.metadata, config.request_timeout_s, metrics, signer, endpoint)
             app.state.service = service
+            if signer is not None and (left := signer.days_left) < EXPIRY_TOLD_DAYS:
+                log.warning("the certificate of c2pa_certificate ends in %d days; nothing is drawn from then on", left)
             worker.start()
             async with _chores(service, config.retention_days):
                 yield
@@ -108,9 +110,11 @@ async def _chores(service: Service, retention_days: int) -> AsyncIterator[None]:
             log.info("retention removed %d pictures", removed)
 
     async def expire() -> None:  # apart: on a full disk it fails until the other has made room
-        for answer in await service.records.idempotency.expire(now_ms()):
+        now = now_ms()
+        for answer in await service.records.idempotency.expired(now):
             for name in untold(answer):
                 await service.files.delete(name)
+        await service.records.idempotency.forget(now)  # last: what is interrupted finds the same names again
 
     chores = ((SETTLE_EVERY_S, settle), (SWEEP_EVERY_S, sweep), (SWEEP_EVERY_S, expire))
     tasks = [asyncio.ensure_future(_every(seconds, chore)) for seconds, chore in chores]

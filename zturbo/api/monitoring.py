@@ -21,6 +21,8 @@ async def ready(request: Request) -> Response:
     """The model is loaded and warm, and requests are taken; else a 503 with the reason."""
     service: Service = request.app.state.service
     service.worker.queue.check_ready()
+    if service.signer is not None:
+        service.signer.check()
     return JSONResponse({"status": "ready", "waiting": len(service.worker.queue)})
 
 

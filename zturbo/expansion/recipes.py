@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Protocol
 
 from zturbo.errors import ConfigError
-from zturbo.expansion.rules import closed, harmless
+from zturbo.expansion.rules import asserted, closed, harmless
 from zturbo.expansion.words import language
 
 _INSTRUCTIONS = Path(__file__).parent / "instructions"
@@ -190,8 +190,11 @@ class Trained:
         return re.compile(rf"\b(?>{phrases})\b(?!\s+of\b(?!\s+the\s+(?:picture|image)\b))")
 
     def _agrees(self, prompt: str, topic: str, fact: str) -> bool:
+        prompt, denied = asserted(prompt)
         text = prompt if topic in self.unsaid else self._about_the_place(prompt)
         said = [name for name, phrases in self.topics[topic].items() if _has_any(text, phrases["said"])]
+        if fact not in said and _has_any(denied, self.topics[topic][fact]["said"]):
+            return False  # "not at night"
         if said:
             return fact in said
         if _has_any(text, self.strangers.get(topic, [])):

@@ -27,6 +27,7 @@ COUNTS: dict[str, int | str] = {
     **{word: value for value, word in enumerate(["second", "third", "fourth", "fifth"], 2)},
     **{word: word for word in ("several", "many", "multiple", "numerous", "dozens", "countless", "few", "another")},
     **{word: word for word in ("hundreds", "thousands", "group", "herd", "flock", "crowd", "pack")},
+    **dict.fromkeys(("single", "lone", "solitary"), "alone"),
 }
 """The numbers, and what else tells how many there are: "a second cat", "several cats"."""
 _PLURALS = {
@@ -52,6 +53,8 @@ _SHADES = {
 }
 COLOURS = {word: colour for colour, words in _SHADES.items() for word in words.split()}
 """Word or character -> its colour."""
+NO_COLOUR = re.compile("金属|金屬|金鱼|金魚|白天|黄昏|黃昏|黑夜|黑暗")
+"""Words of Chinese in which a character of a colour names none: metal, goldfish, day, dusk, night, darkness."""
 MORE = frozenset({"more", "other", "further", "additional", "extra", "another"})
 """Words after a number that stand for things of the prompt."""
 SIDES = {"left": "left", "right": "right", "左": "left", "右": "right"}
@@ -71,7 +74,9 @@ _FUNCTION_WORDS = {
     "nl": "de het een en met op is zijn in van voor achter onder naast",
 }
 FUNCTION_WORDS = {language: frozenset(words.split()) for language, words in _FUNCTION_WORDS.items()}
-_GRAMMAR = frozenset().union(*FUNCTION_WORDS.values()) | frozenset("的了在和与着是有一个只条位里中上下之其把被也")
+_GRAMMAR = frozenset().union(*FUNCTION_WORDS.values()) | frozenset(
+    "的了在和与着是有一个只条位里中上下之其把被也色张辆艘匹座朵头名棵片间幅子"
+)
 
 QUALITY = re.compile(
     r"\b(?:\d{1,2}k|hdr|uhd|masterpiece|(?:best|high|highest|top|premium)[ -](?:quality|resolution)"
@@ -82,11 +87,25 @@ QUALITY = re.compile(
 """Tags that ask for quality instead of describing anything."""
 CHATTER = re.compile(
     r"(?:sure|certainly|of course|okay|ok|here(?:'s| is| are)|i|i'm|i'll|i've|sorry|unfortunately|note|please|as an ai"
-    r"|let me|this (?:prompt|description)|the (?:prompt|description)|expanded prompt|prompt|description)\b"
-    r"|好的|当然|抱歉|对不起|以下|注意|作为|这(?:个|段)描述|提示词",
+    r"|let me|let's|we|you|your|my apologies|maybe|wait|hmm|based on"
+    r"|(?:this|the|your) (?:prompt|description|request|rules?)|expanded prompt|prompt|description)\b"
+    r"|first,|so[,:]|好的|当然|(?:很|非常|十分)?抱歉|对不起|以下|请?注意|作为|我(?:无法|不能|会|将)|根据|您|你|这是(?:扩展|一段|您|你)"
+    r"|这(?:个|段)描述|提示词",
     re.IGNORECASE,
 )
 """How a sentence begins that talks to the user instead of describing the picture."""
+THOUGHT = re.compile(r"the user(?:'s)?\b|用户", re.IGNORECASE)
+"""How a sentence begins that talks of the user: an answer with one is what a model thought, not what it said."""
+_LINKS = (
+    r"(?:in|at|on|by|of|to|under|near|above|over|behind|through|beside|with|and|but|while|wearing|holding|where|which"
+    r"|that|is|are)"
+)
+DENIED = re.compile(
+    rf"\b(?:no|not|without|never|except|\w+n['’]t)\b(?:\s+{_LINKS}\b)?(?:\s+(?!{_LINKS}\b)[^\s,.;:!?]+)*"
+    r"|(?:不是|不要|不带|不戴|不穿|没有|沒有|無|无(?!人机|数|限))[^的，。；：、！？,.;!?]*",
+    re.IGNORECASE,
+)
+"""What a prompt says that is not in the picture: "without a hat", "not at night", 没有雪."""
 
 _UNSPACED = "\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af\uf900-\ufaff"
 _TOKEN = re.compile(rf"[{_UNSPACED}]|\d+|(?:(?![{_UNSPACED}])[^\W\d_])+(?:['’][^\W\d_]+)?")

@@ -131,6 +131,10 @@ def _load(name: str, folder: Path) -> tuple[Any, Any]:
         processor = transformers.AutoImageProcessor.from_pretrained(str(folder), backend="pil", **local)
         # Not PyTorch's attention: which kernels it may take is the process's, and who draws beside it changes that.
         config = transformers.AutoConfig.from_pretrained(str(folder), attn_implementation="eager", **local)
+        if config.problem_type not in (None, "single_label_classification"):  # shares of one are no odds of several
+            raise SafetyError(
+                f"the safety checker {name} is for {config.problem_type}: one label a picture is supported"
+            )
         with torch.device("meta"):
             kind = type(transformers.AutoModelForImageClassification.from_config(config, trust_remote_code=False))
         model, report = kind.from_pretrained(

@@ -73,7 +73,8 @@ class LocalFiles:
     @classmethod
     def _start(cls, root: Path) -> Self:
         with _translated(root):
-            root.mkdir(parents=True, exist_ok=True, mode=0o700)
+            for folder in (root.parent, root):  # parents of its own, mkdir would make for all to read
+                folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             turn = Turn(root)
             try:
                 if not turn.take(0.0):

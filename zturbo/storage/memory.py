@@ -32,6 +32,7 @@ from zturbo.storage.records import (
     assert_credits,
     changed_amounts,
     refusal,
+    unasked,
     window_start_ms,
 )
 
@@ -253,6 +254,8 @@ class MemoryIdempotency:
     async def reserve(self, owner: str, key: str, digest: bytes, now_ms: int, expires_ms: int) -> Reservation:
         reserved = self._state.reserved.get((owner, key))
         if reserved is None or reserved.is_over(now_ms):
+            if reserved is not None:
+                self._state.reserved[owner, unasked(key, reserved.expires_ms)] = reserved
             self._state.reserved[owner, key] = _Reserved(digest, expires_ms)
             return Reservation("new")
         if reserved.digest != digest:
@@ -267,9 +270,12 @@ class MemoryIdempotency:
         if reserved is not None and reserved.answer is None:
             del self._state.reserved[owner, key]
 
-    async def expire(self, now_ms: int) -> tuple[bytes, ...]:
-        expired = [key for key, reserved in self._state.reserved.items() if reserved.is_over(now_ms)]
-        return tuple(self._state.reserved.pop(key).answer or b"" for key in expired)
+    async def expired(self, now_ms: int) -> tuple[bytes, ...]:
+        return tuple(one.answer or b"" for one in self._state.reserved.values() if one.is_over(now_ms))
+
+    async def forget(self, now_ms: int) -> None:
+        for key in [key for key, reserved in self._state.reserved.items() if reserved.is_over(now_ms)]:
+            del self._state.reserved[key]
 
 
 class MemoryFiles:

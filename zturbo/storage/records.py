@@ -298,6 +298,11 @@ class History(Protocol):
         """Those of the names that a delivered request refers to."""
 
 
+def unasked(key: str, expires_ms: int) -> str:
+    """Under which an expired answer waits to be forgotten, once its key is used again: no header has a line's end."""
+    return f"{key}\n{expires_ms}"
+
+
 class Idempotency(Protocol):
     """One answer per owner and key, until it expires. A reservation without one does not: clocks may jump."""
 
@@ -310,8 +315,11 @@ class Idempotency(Protocol):
     async def release(self, owner: str, key: str) -> None:
         """Give up a reservation, for a request that failed; a finished one stays."""
 
-    async def expire(self, now_ms: int) -> tuple[bytes, ...]:
-        """Forget what has expired; returns the answers."""
+    async def expired(self, now_ms: int) -> tuple[bytes, ...]:
+        """The answers that nobody can ask for any more; those whose key has been used again since are among them."""
+
+    async def forget(self, now_ms: int) -> None:
+        """Delete what `expired` answers at that time."""
 
 
 class Records(Protocol):

@@ -34,6 +34,7 @@ from zturbo.storage.records import (
     assert_credits,
     changed_amounts,
     refusal,
+    unasked,
     window_start_ms,
 )
 
@@ -263,6 +264,9 @@ class SqliteHistory:
         return await self._database.scan(job)
 
 
+_EXPIRED = "FROM idempotency WHERE expires_ms <= ? AND answer IS NOT NULL"
+
+
 class SqliteIdempotency:
     """Implements `Idempotency`."""
 
@@ -272,8 +276,10 @@ class SqliteIdempotency:
     async def reserve(self, owner: str, key: str, digest: bytes, now_ms: int, expires_ms: int) -> Reservation:
         def job(connection: sqlite3.Connection) -> Reservation:
             where = "WHERE owner = ? AND key = ?"
-            old = f"DELETE FROM idempotency {where} AND expires_ms <= ? AND answer IS NOT NULL"
-            connection.execute(old, (owner, key, now_ms))
+            over = f"SELECT expires_ms FROM idempotency {where} AND expires_ms <= ? AND answer IS NOT NULL"
+            for (ended_ms,) in connection.execute(over, (owner, key, now_ms)).fetchall():
+                aside = f"UPDATE idempotency SET key = ? {where}"
+                connection.execute(aside, (unasked(key, ended_ms), owner, key))
             row = connection.execute(f"SELECT digest, answer FROM idempotency {where}", (owner, key)).fetchone()
             if row is None:
                 columns = ("owner", "key", "digest", "expires_ms")
@@ -292,14 +298,14 @@ class SqliteIdempotency:
         query = "DELETE FROM idempotency WHERE owner = ? AND key = ? AND answer IS NULL"
         await self._database.write(lambda connection: connection.execute(query, (owner, key)))
 
-    async def expire(self, now_ms: int) -> tuple[bytes, ...]:
-        def job(connection: sqlite3.Connection) -> tuple[bytes, ...]:
-            where = "FROM idempotency WHERE expires_ms <= ? AND answer IS NOT NULL"
-            expired = tuple(answer for (answer,) in connection.execute(f"SELECT answer {where}", (now_ms,)))
-            connection.execute(f"DELETE {where}", (now_ms,))
-            return expired
+    async def expired(self, now_ms: int) -> tuple[bytes, ...]:
+        query = f"SELECT answer {_EXPIRED}"
+        return await self._database.scan(
+            lambda connection: tuple(answer for (answer,) in connection.execute(query, (now_ms,)))
+        )
 
-        return await self._database.write(job)
+    async def forget(self, now_ms: int) -> None:
+        await self._database.write(lambda connection: connection.execute(f"DELETE {_EXPIRED}", (now_ms,)))
 
 
 def _start(connection: sqlite3.Connection, request: Request, credits: int, limit: KeyLimit | None) -> Refusal | None:
