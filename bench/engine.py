@@ -196,7 +196,9 @@ def run(folder: Path, dtype: str, sizes: Sequence[Size], rounds: int) -> None:
         rows += compare(engine, theirs, size, rounds)
         print(report.table(rows[-4:]), flush=True)
     probe = ", ".join(f"{name} {taken:.2f} s" for name, taken in tried.items())
-    turns = f"prompt to pixels after loading, {STEPS} forwards, batch 1, medians of {rounds} rounds in turns"
+    turns = (
+        f"{folder.name}, prompt to pixels after loading, {STEPS} forwards, batch 1, medians of {rounds} rounds in turns"
+    )
     report.publish("engine-cpu", engine.machine, rows, f"{turns}; diffusers' dtypes tried with one forward: {probe}")
     falls = waterfall(engine, sizes[0], rounds)
     note = (

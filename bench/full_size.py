@@ -143,19 +143,23 @@ def main() -> None:
         print(json.dumps(run(arguments.scheme, width, height, arguments.rounds, arguments.small)))
         return
     machine = detect()
-    rows = []
+    rows, left_out = [], []
     for scheme in SCHEMES if machine.fp8 else SCHEMES[:2]:
         command = [sys.executable, "-m", "bench.full_size", *sys.argv[1:], "--scheme", scheme]
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
         if done.returncode:
             print(f"{scheme}: left out, its process ended with {done.returncode}", flush=True)
+            left_out.append(scheme)
             continue
         rows.append(json.loads(done.stdout.splitlines()[-1]))
         print(rows[-1], flush=True)
     if not rows:
         sys.exit("no scheme could be measured")
     shape, small = ("small", "-small") if arguments.small else ("6B", "")
-    publish(f"full-size-{machine.device}{small}", machine, rows, f"one forward at the {shape} shapes, random weights")
+    note = f"one forward at the {shape} shapes, random weights"
+    note += f"; left out, as its process failed: {', '.join(left_out)}" if left_out else ""
+    publish(f"full-size-{machine.device}{small}", machine, rows, note)
+    sys.exit(bool(left_out))
 
 
 if __name__ == "__main__":

@@ -132,12 +132,13 @@ def compare(queue: AdmissionQueue, name: str, work: Sequence[GenerationParams], 
     }  # fmt: skip
 
 
-def with_others(path: Path, rows: list[Row], machine: Machine) -> list[Row]:
-    """Rows with those of the other loads that were measured before, by one commit on one machine, on whatever day."""
+def with_others(path: Path, rows: list[Row], machine: Machine, note: str) -> list[Row]:
+    """Rows with those of the other loads that were measured before, by one commit on one machine, on whatever day, of
+    the same model, level and clients, which the note names."""
     if not path.is_file():
         return rows
     before, names = json.loads(path.read_text()), {row["load"] for row in rows}
-    same = {**before["conditions"], "date": ""} == {**report.conditions(machine), "date": ""}
+    same = {**before["conditions"], "date": ""} == {**report.conditions(machine), "date": ""} and before["note"] == note
     return [row for row in before["rows"] if same and row["load"] not in names] + rows
 
 
@@ -190,7 +191,8 @@ def main() -> None:
         "drawn alone; bar of small requests among large ones: twice the time alone plus the largest step"
     )
     name = f"load-{engine.plan.device}"
-    report.publish(name, engine.machine, with_others(report.RESULTS / f"{name}.json", rows, engine.machine), note)
+    rows = with_others(report.RESULTS / f"{name}.json", rows, engine.machine, note)
+    report.publish(name, engine.machine, rows, note)
 
 
 if __name__ == "__main__":

@@ -55,9 +55,13 @@ def test_the_mix_is_the_same_every_time() -> None:
 def test_loads_measured_one_after_another_are_kept_together(tmp_path: Path) -> None:
     path, machine = tmp_path / "load.json", detect("cpu")
     rows: list[load.Row] = [{"load": "mixed", "requests": 2}]
-    assert load.with_others(path, rows, machine) == rows
+    assert load.with_others(path, rows, machine, "regular") == rows
     kept: list[load.Row] = [{"load": "small"}, {"load": "mixed"}]
-    path.write_text(json.dumps({"rows": kept, "conditions": conditions(machine)}))
-    assert load.with_others(path, rows, machine) == [kept[0], *rows]
-    path.write_text(json.dumps({"rows": kept, "conditions": {**conditions(machine), "commit": "another"}}))
-    assert load.with_others(path, rows, machine) == rows
+    path.write_text(json.dumps({"rows": kept, "conditions": conditions(machine), "note": "regular"}))
+    assert load.with_others(path, rows, machine, "regular") == [kept[0], *rows]
+    path.write_text(
+        json.dumps({"rows": kept, "conditions": {**conditions(machine), "commit": "another"}, "note": "regular"})
+    )
+    assert load.with_others(path, rows, machine, "regular") == rows
+    path.write_text(json.dumps({"rows": kept, "conditions": conditions(machine), "note": "high"}))
+    assert load.with_others(path, rows, machine, "regular") == rows, "of another level"
