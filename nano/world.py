@@ -150,6 +150,7 @@ class World:
     pairs: float = 0.34  # share of scenes with two different subjects
     lounging: float = 0.07  # share of scenes where a creature relaxes on a sun lounger, mostly on the beach
     creature_weight: int = 1  # how many times as often as any other kind a creature is chosen
+    flyer_weight: int = 1  # the same of what hangs in the air, whose height follows from the picture's and its own
 
 
 SMALL = World(
@@ -162,8 +163,8 @@ SMALL = World(
     pairs=0.2,
     lounging=0.16,
 )
-PRACTICE = replace(SMALL, creature_weight=2, pairs=0.3, lounging=0.16)
-"""`SMALL` with more of what is learnt last: creatures that stand and wear something, and two different subjects."""
+PRACTICE = replace(SMALL, creature_weight=2, flyer_weight=3, pairs=0.3, lounging=0.16)
+"""`SMALL` with more of what is learnt last: creatures that stand and wear something, what flies, and two subjects."""
 WIDE = replace(
     SMALL,
     kinds=(
@@ -224,7 +225,8 @@ def _creature(kind: str, world: World, rng: np.random.Generator) -> Subject:
 def sample_subject(world: World, setting: str, rng: np.random.Generator, besides: tuple[str, ...] = ()) -> Subject:
     """One subject for a setting, of a kind not in `besides`; a quarter of the time one that is at home there."""
     kinds = [kind for kind in world.kinds if kind not in besides]
-    choice = [kind for kind in kinds for _ in range(world.creature_weight if kind in CREATURES else 1)]
+    weight = dict.fromkeys(FLYERS, world.flyer_weight) | dict.fromkeys(CREATURES, world.creature_weight)
+    choice = [kind for kind in kinds for _ in range(weight.get(kind, 1))]
     at_home = [kind for kind in HABITATS.get(setting, ()) if kind in kinds]
     kind = str(rng.choice(at_home if at_home and rng.random() < 0.25 else choice))
     size = str(rng.choice(SIZES, p=(0.2, 0.55, 0.25)))

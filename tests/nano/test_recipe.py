@@ -24,6 +24,7 @@ from nano import (
     judge,
     language,
     latents,
+    mean,
     moments,
     refit,
     sheet,
@@ -391,6 +392,21 @@ def test_a_finished_decoder_is_what_is_trained_on(run: Folders, tmp_path: Path) 
     vae.train(replace(TINY, vae_steps=1), adopted, minutes=1)
     again = torch.load(adopted.vae, weights_only=True)["average"]
     assert all(torch.allclose(again[name], weight, atol=0.1) for name, weight in state["average"].items())
+
+
+def test_a_mean_of_runs_is_their_weights_by_shares(run: Folders, tmp_path: Path) -> None:
+    state = torch.load(run.transformer, weights_only=True)
+    other = state | {"average": {name: weight + 1 for name, weight in state["average"].items()}}
+    torch.save(other, tmp_path / "other.pt")
+    folders = Folders(tmp_path)
+    mean.mix(folders, [(run.transformer, 0.25), (tmp_path / "other.pt", 0.75)])
+    mixed = torch.load(folders.transformer, weights_only=True)
+    for name, weight in state["average"].items():
+        assert torch.allclose(mixed["average"][name], weight + 0.75, atol=1e-5)
+    with pytest.raises(ValueError, match="1 in all"):
+        mean.mix(folders, [(run.transformer, 0.5), (tmp_path / "other.pt", 0.4)])
+    with pytest.raises(FileNotFoundError, match="no checkpoint"):
+        mean.mix(folders, [(tmp_path / "absent.pt", 1.0)])
 
 
 def test_a_tokenizer_that_is_there_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
