@@ -197,7 +197,7 @@ class Trained:
             return False  # "not at night"
         if said:
             return fact in said
-        if _has_any(text, self.strangers.get(topic, [])):
+        if _has_any(prompt, self.strangers.get(topic, [])):
             return False
         if topic in self.unsaid:
             return fact in self.unsaid[topic]
