@@ -104,6 +104,8 @@ def test_contradictions_are_refused(prompt: str, sentence: str) -> None:
         ("一辆红车", "金属车身闪着光。"),
         ("两张桌子", "三张椅子在窗边。"),
         ("a cat", "A cat sits on a windowsill in the soft light."),
+        ('a sign "No parking" at a wall', 'The sign "No parking" hangs at a wall of red bricks.'),
+        ("a phone with an app", "The user interface shows a map with round buttons."),
         ("a city at night", "The windows of the houses are lit from the inside."),
         ("a cat on the left side", "Soft light falls in from the right side."),
         ("两只猫", "两只猫坐在窗台上，背景是蓝天。"),

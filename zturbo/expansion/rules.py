@@ -29,6 +29,7 @@ from zturbo.expansion.words import (
     spoken,
     stem,
     tokens,
+    unquoted,
 )
 
 DETAILED = 40
@@ -213,7 +214,9 @@ def asserted(prompt: str) -> tuple[str, str]:
     """What a prompt says that is in the picture, and what it says that is not; in English and Chinese."""
     if language(prompt) in FUNCTION_WORDS.keys() - {"en"}:
         return prompt, ""  # "um gato no jardim"
-    return DENIED.sub(" ", prompt), " ".join(match.group() for match in DENIED.finditer(prompt))
+    bare = unquoted(prompt)  # a sign that says "No parking" keeps nothing out
+    denied = " ".join(match.group() for match in DENIED.finditer(bare))
+    return (DENIED.sub(" ", bare), denied) if denied else (prompt, "")
 
 
 def _is_denied(denied: str, sentence: str) -> bool:

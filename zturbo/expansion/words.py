@@ -94,7 +94,11 @@ CHATTER = re.compile(
     re.IGNORECASE,
 )
 """How a sentence begins that talks to the user instead of describing the picture."""
-THOUGHT = re.compile(r"the user(?:'s)?\b|用户", re.IGNORECASE)
+THOUGHT = re.compile(
+    r"the user(?:'s (?:prompt|request|description|message)| (?:wants?|asks?|asked|gave|provided|said|says|needs?|is))\b"
+    r"|用户(?!界面)",
+    re.IGNORECASE,
+)
 """How a sentence begins that talks of the user: an answer with one is what a model thought, not what it said."""
 _LINKS = (
     r"(?:in|at|on|by|of|to|under|near|above|over|behind|through|beside|with|and|but|while|wearing|holding|where|which"
@@ -151,6 +155,11 @@ def content(text: str) -> frozenset[str]:
     return frozenset(stem(token) for token in tokens(text) if token not in skipped and not token.isdigit())
 
 
+def unquoted(text: str) -> str:
+    """A text without its quoted strings."""
+    return _QUOTED.sub(" ", text)
+
+
 def quotations(text: str) -> list[str]:
     """The quoted strings of a text, with their marks."""
     return _QUOTED.findall(text)
@@ -168,7 +177,7 @@ def spoken(text: str) -> tuple[tuple[str, ...], bool]:
     One word that is not English decides nothing: "Los Angeles", "Van Gogh". What stands in quotation marks does not
     count: it is shown in the picture, not said about it.
     """
-    bare = _QUOTED.sub(" ", text)
+    bare = unquoted(text)
     scripts = Counter(_script(char) for char in bare if char.isalpha())
     if not scripts:
         return (), False
