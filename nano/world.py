@@ -163,7 +163,7 @@ SMALL = World(
     pairs=0.2,
     lounging=0.16,
 )
-PRACTICE = replace(SMALL, creature_weight=2, flyer_weight=3, pairs=0.3, lounging=0.16)
+PRACTICE = replace(SMALL, creature_weight=3, flyer_weight=3, pairs=0.3, lounging=0.16)
 """`SMALL` with more of what is learnt last: creatures that stand and wear something, what flies, and two subjects."""
 WIDE = replace(
     SMALL,
